@@ -1,0 +1,158 @@
+"""Opens a data source by looking at what lies at a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmzoo.data.sample import Source
+from mmzoo.data.sources.common import IMAGE_SUFFIXES, choose_split, subfolders
+from mmzoo.errors import UsageError, ZooError
+from mmzoo.paths import find_data
+
+__all__ = ["list_splits", "open_source"]
+
+EASY_VQA = frozenset({"easy-vqa", "easy_vqa", "easyvqa"})
+EMOJI_FILES = ("emoji.json", "atlas.json")
+SPLIT_FOLDERS = (
+    "train",
+    "val",
+    "valid",
+    "validation",
+    "test",
+)  # folder names that are splits rather than classes
+
+
+def open_source(path: str | Path, *, split: str | None = None, by: str | None = None) -> Source:
+    """Open the data at a path, recognised by its content.
+
+    | what lies there | source |
+    | --- | --- |
+    | a folder with `captions.jsonl`, or such a file itself | pictures with captions |
+    | a folder of class folders | pictures with classes |
+    | a Karpathy JSON file, or a folder with exactly one | pictures with captions and splits |
+    | `*.tar`, a glob, braces (`{000..009}.tar`), or a folder of them | indexed shards |
+    | a folder with `emoji.json` | the emoji set |
+    | `easy-vqa` (a name, not a path) | the shapes of the PyPI package |
+
+    Args:
+        path: A file, folder, glob or name. Relative paths are also looked for among the data that mmzoo carries.
+        split: A split's name. Folders may hold splits as subfolders (`train/`, `val/`).
+        by: What classes are, where the source knows several answers (the emoji set: `"group"` or `"name"`).
+
+    Raises:
+        ZooError: Nothing lies there, or nothing that can be recognised.
+        UsageError: Unknown split, or `by` given to a source with only one kind of class.
+    """
+    kind, found = _recognise(path)
+    if kind == "easyvqa":
+        from mmzoo.data.sources.easyvqa import EasyVQASource
+
+        return EasyVQASource(split=split, by=by)
+    if kind == "emoji":
+        from mmzoo.data.sources.emoji import EmojiSource
+
+        return EmojiSource(found, split=split, by=by)
+    if by is not None:
+        raise UsageError(
+            f"{path}: 'by' ({by}) has no meaning here; only the emoji set and easy-vqa know several."
+        )
+    if kind == "karpathy":
+        from mmzoo.data.sources.karpathy import KarpathySource
+
+        return KarpathySource(found, split=split)
+    if kind == "splits":
+        names = _split_folders(found)
+        if split is None:
+            raise UsageError(f"{path} holds the splits {', '.join(names)}; say which one.")
+        return open_source(found / choose_split(split, names, path))
+    if split is not None:
+        raise UsageError(
+            f"{path} has no splits, so {split!r} cannot be opened; leave the split out to read all of it."
+        )
+    if kind == "jsonl":
+        from mmzoo.data.sources.jsonl import JsonlSource
+
+        return JsonlSource(found)
+    if kind == "tar":
+        from mmzoo.data.sources.tar import TarSource
+
+        return TarSource(str(found))
+    from mmzoo.data.sources.folder import ImageFolderSource
+
+    return ImageFolderSource(found)
+
+
+def list_splits(path: str | Path) -> tuple[str, ...]:
+    """Names of the splits that the data at a path has; empty where it is one undivided set."""
+    kind, found = _recognise(path)
+    if kind == "easyvqa":
+        from mmzoo.data.sources.easyvqa import SPLITS
+
+        return SPLITS
+    if kind == "emoji":
+        from mmzoo.data.sources.emoji import SPLITS as EMOJI_SPLITS
+
+        return EMOJI_SPLITS
+    if kind == "karpathy":
+        from mmzoo.data.sources.karpathy import karpathy_splits
+
+        return karpathy_splits(found)
+    return _split_folders(found) if kind == "splits" else ()
+
+
+def _recognise(path: str | Path) -> tuple[str, Path]:
+    """Kind of source and the path it is at."""
+    text = str(path)
+    if text in EASY_VQA and not Path(path).exists():
+        return "easyvqa", Path(path)
+    if any(c in text for c in "*?{[") and not Path(path).exists():
+        if not text.endswith(".tar"):
+            raise ZooError(f"{path}: patterns name tar shards and end in .tar (data/train-{{000..009}}.tar).")
+        found = find_data(Path(path).parent) / Path(path).name
+        return "tar", found
+    found = find_data(path)
+    if not found.exists():
+        where = (
+            f" (looked in {Path.cwd()} and in the data that mmzoo carries)" if not found.is_absolute() else ""
+        )
+        raise ZooError(f"no data at {path}{where}.")
+    if found.is_file():
+        kinds = {".jsonl": "jsonl", ".json": "karpathy", ".tar": "tar"}
+        if found.suffix not in kinds:
+            raise ZooError(
+                f"{path} is a {found.suffix or 'nameless'} file; expected .jsonl, .json (Karpathy) or .tar."
+            )
+        return kinds[found.suffix], found
+    return _recognise_folder(path, found)
+
+
+def _recognise_folder(path: str | Path, found: Path) -> tuple[str, Path]:
+    names = {p.name for p in found.iterdir() if not p.name.startswith(".")}
+    if not names:
+        raise ZooError(f"{path} is empty.")
+    if names & set(EMOJI_FILES):
+        return "emoji", found
+    if "captions.jsonl" in names:
+        return "jsonl", found
+    if any(n.endswith(".tar") for n in names):
+        return "tar", found / "*.tar"
+    jsons = sorted(n for n in names if n.endswith(".json"))
+    if len(jsons) == 1:
+        return "karpathy", found / jsons[0]
+    folders = subfolders(found)
+    if folders and all(f.name in SPLIT_FOLDERS for f in folders):
+        return "splits", found
+    if folders:
+        return "folder", found
+    pictures = sum(Path(n).suffix.lower() in IMAGE_SUFFIXES for n in names)
+    there = (
+        f"{pictures} pictures without captions or class folders" if pictures else ", ".join(sorted(names)[:5])
+    )
+    raise ZooError(
+        f"{path}: nothing to recognise. Looked for captions.jsonl, class folders, *.tar shards, one Karpathy *.json "
+        f"or emoji.json; found {there}."
+    )
+
+
+def _split_folders(found: Path) -> tuple[str, ...]:
+    return tuple(sorted((f.name for f in subfolders(found)), key=SPLIT_FOLDERS.index))
