@@ -1,0 +1,195 @@
+"""What a gallery page shows, as plain data, and the one function that writes it.
+
+The page is a single file that asks the network for nothing: pictures are data URIs, style and script are
+inline, and a content security policy forbids the rest. File names and labels come from strangers, so the
+template escapes everything, and the policy admits no script but ours, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmzoo.apps.files import write_whole
+
+__all__ = [
+    "MATRIX_MAX",
+    "Card",
+    "ClassRow",
+    "Gallery",
+    "Guess",
+    "Matrix",
+    "Number",
+    "Pair",
+    "render",
+    "write",
+]
+
+MATRIX_MAX = 30
+"""Largest number of classes whose whole confusion matrix is drawn; beyond it only the top pairs are."""
+
+
+class Guess(NamedTuple):
+    """A label and the share (0 to 1) that the model gives it."""
+
+    label: str
+    score: float
+
+
+class Number(NamedTuple):
+    """A headline number.
+
+    Attributes:
+        name: What it is, `"top-1 accuracy"`.
+        value: A share from 0 to 1.
+        chance: What guessing would give, as a share, or None where that means nothing.
+        note: A few words under it.
+    """
+
+    name: str
+    value: float
+    chance: float | None = None
+    note: str = ""
+
+
+class Card(NamedTuple):
+    """One picture of the grid.
+
+    Attributes:
+        key: Its file or key, shown and searched.
+        image: A `data:` URI, or an empty string where there is no thumbnail.
+        guesses: Best first, at least one.
+        truth: The true label, or None where it is not known.
+        truth_score: The share given to the true label.
+    """
+
+    key: str
+    image: str
+    guesses: tuple[Guess, ...]
+    truth: str | None = None
+    truth_score: float = 0.0
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the truth is known and is not the first guess."""
+        return self.truth is not None and self.truth != self.guesses[0].label
+
+    @property
+    def badness(self) -> float:
+        """How far the best wrong label is ahead of the true one: above 0 for mistakes, at most 1."""
+        if self.truth is None:
+            return -self.guesses[0].score
+        rivals = [guess.score for guess in self.guesses if guess.label != self.truth]
+        return max(rivals, default=0.0) - self.truth_score
+
+
+class ClassRow(NamedTuple):
+    """One class of the per-class table; shares from 0 to 1, None where nothing was there to divide by."""
+
+    name: str
+    count: int
+    recall: float | None
+    precision: float | None
+    confused_with: str = ""
+
+
+class Pair(NamedTuple):
+    """`count` pictures of `truth` were called `guess`; `share` is their part of all pictures of `truth`."""
+
+    truth: str
+    guess: str
+    count: int
+    share: float
+
+
+class Matrix(NamedTuple):
+    """A confusion matrix: `counts[t][p]` pictures of class t were called class p."""
+
+    names: Sequence[str]
+    counts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Everything on the page.
+
+    Attributes:
+        title: Heading.
+        lead: One sentence below it.
+        numbers: Headline numbers, with chance beside them.
+        cards: Pictures, the most interesting first.
+        cards_of: How many pictures there were before the page was bounded.
+        classes: Per-class table; empty to leave it out.
+        matrix: Confusion matrix, where there are at most `MATRIX_MAX` classes.
+        pairs: The most confused pairs, most pictures first.
+        broken: Pictures that could not be read, each with the reason.
+        footer: Where the page comes from: model, weights, command, versions.
+    """
+
+    title: str
+    lead: str
+    numbers: Sequence[Number] = ()
+    cards: Sequence[Card] = ()
+    cards_of: int = 0
+    classes: Sequence[ClassRow] = ()
+    matrix: Matrix | None = None
+    pairs: Sequence[Pair] = ()
+    broken: Sequence[tuple[str, str]] = ()
+    footer: Mapping[str, str] | None = None
+
+
+def _asset(name: str) -> str:
+    return (resources.files("mmzoo.apps.report") / name).read_text(encoding="utf-8")
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def render(gallery: Gallery) -> str:
+    """Turn a gallery into one HTML page.
+
+    Args:
+        gallery: What to show.
+
+    Returns:
+        The page's text; it holds no address of anything outside itself.
+    """
+    import jinja2  # torch brings it, but only a report needs it
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = _percent
+    script = _asset("gallery.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values: dict[str, Any] = {
+        "page": gallery,
+        "known": any(card.truth is not None for card in gallery.cards),
+        "style": _asset("gallery.css"),
+        "script": script,
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+    }
+    return environment.from_string(_asset("gallery.html.jinja")).render(values)
+
+
+def write(gallery: Gallery, path: str | Path) -> Path:
+    """Write the page whole or not at all.
+
+    Args:
+        gallery: What to show.
+        path: A file, or a folder that shall get an `index.html`. An older page there is replaced.
+
+    Returns:
+        The file written.
+    """
+    target = Path(path)
+    if target.is_dir() or not target.suffix:
+        target = target / "index.html"
+    write_whole(target, render(gallery).encode())
+    return target
