@@ -80,7 +80,9 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
     missing = [
         f.name
         for f in fields.values()
-        if f.name not in kwargs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if f.name not in kwargs
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ZooError(f"{where} lacks {', '.join(missing)}.")

@@ -35,7 +35,9 @@ def find_config(name: str) -> Path:
         for root in share_dirs()[:1]
         for p in (root / "configs").rglob("*.yaml")
     )
-    raise UsageError(f"no config {name!r}.{nearest(name, known)} Carried configs: {', '.join(known) or 'none'}.")
+    raise UsageError(
+        f"no config {name!r}.{nearest(name, known)} Carried configs: {', '.join(known) or 'none'}."
+    )
 
 
 def find_data(path: str | Path) -> Path:

@@ -9,11 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "HALF", "ImageSpec", "TextSpec"]
+__all__ = [
+    "BERT_VOCAB",
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "CLIP_VOCAB",
+    "HALF",
+    "TINY_VOCAB",
+    "ImageSpec",
+    "TextSpec",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP; shared by ALBEF, BLIP and BLIP-2
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)  # Google ViT and ViLT
+
+CLIP_VOCAB = 49_408
+BERT_VOCAB = 30_522  # bert-base-uncased; BLIP adds [DEC] and [ENC], BLIP-2 only [DEC]
+TINY_VOCAB = 3_072  # processing/assets/tiny_vocab.txt, [DEC] and [ENC] included
 
 
 @dataclass(frozen=True)

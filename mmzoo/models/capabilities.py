@@ -1,0 +1,118 @@
+"""What a model can do, as runtime-checkable protocols. Tools ask `isinstance(model, EmbedsPairs)`, never for a class.
+
+Shapes: B images, T texts, L tokens, E embedding width, N image tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = [
+    "CAPABILITIES",
+    "AnswersFromList",
+    "AnswersQuestions",
+    "Classifies",
+    "EmbedsPairs",
+    "RanksAnswers",
+    "ScoresPairs",
+    "SharesImages",
+    "WritesCaptions",
+    "capabilities_of",
+]
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """Assigns an image to one of a closed list of classes."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, C)."""
+        ...
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) to tokens (B, N, D) and one pooled vector per image (B, D)."""
+        ...
+
+
+@runtime_checkable
+class EmbedsPairs(Protocol):
+    """Embeds images and texts in one space, where the cosine says how well they fit."""
+
+    logit_scale: Tensor  # the learned log-scale
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to unit vectors (B, E); BLIP-2: one per query, (B, 32, E)."""
+        ...
+
+    def encode_text(self, ids: Tensor, keep: Tensor) -> Tensor:
+        """Token ids (T, L) int64 with their mask (T, L) bool to unit vectors (T, E)."""
+        ...
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """Embeddings of B images and T texts to cosines (B, T); BLIP-2: the best query's."""
+        ...
+
+
+@runtime_checkable
+class ScoresPairs(Protocol):
+    """Reads an image together with a text and says whether they match."""
+
+    def match(self, images: Any, ids: Tensor, keep: Tensor, image_index: Tensor | None = None) -> Tensor:
+        """ITM logits (T, 2), column 1 = match, of text t against image `image_index[t]` (default: t)."""
+        ...
+
+
+@runtime_checkable
+class SharesImages(Protocol):
+    """Projects an image's cross-attention keys and values once, for any number of texts."""
+
+    def project_images(self, images: Tensor) -> Any:
+        """Images (B, 3, H, W) to the keys and values of every cross-attention layer."""
+        ...
+
+
+@runtime_checkable
+class WritesCaptions(Protocol):
+    """Writes text about an image."""
+
+    def caption_decoder(self, images: Any) -> Any:
+        """Images, or their shared keys and values, to a decoder for `mmzoo.generation.generate`."""
+        ...
+
+
+@runtime_checkable
+class AnswersFromList(Protocol):
+    """Answers a question about an image from the closed list that its head was trained on (ViLT)."""
+
+    def answer_logits(self, images: Tensor, ids: Tensor, keep: Tensor) -> Tensor:
+        """Images with one question each to logits (B, A) over the list."""
+        ...
+
+
+@runtime_checkable
+class RanksAnswers(Protocol):
+    """Ranks any given answers to a question about an image (ALBEF, BLIP)."""
+
+    def rank_answers(self, images: Any, ids: Tensor, keep: Tensor, answers: Any) -> Tensor:
+        """Scores (B, A) of the answers."""
+        ...
+
+
+AnswersQuestions = AnswersFromList | RanksAnswers  # isinstance() takes a union as it takes a protocol
+
+
+CAPABILITIES: dict[str, Any] = {
+    "classifies": Classifies,
+    "embeds pairs": EmbedsPairs,
+    "scores pairs": ScoresPairs,
+    "shares images": SharesImages,
+    "writes captions": WritesCaptions,
+    "answers questions": AnswersQuestions,
+}
+
+
+def capabilities_of(model: object) -> tuple[str, ...]:
+    """Names of what `model` can do, in the order of `CAPABILITIES`."""
+    return tuple(name for name, protocol in CAPABILITIES.items() if isinstance(model, protocol))

@@ -1,0 +1,117 @@
+"""ViT (Dosovitskiy et al. 2021, "An image is worth 16x16 words"): an image classifier made of patches.
+
+    image -> patches -> linear map -> [class token; patches] + learned positions
+          -> depth x (norm, self-attention, norm, MLP, residual sums) -> norm -> class token -> linear head
+
+Sizes and published numbers: google-research/vision_transformer and timm, whose erf-GELU the presets use (flax
+computes the tanh form; logits differ by about 1e-3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mmzoo.spec import HALF, ImageSpec
+from mmzoo.towers import VisionConfig, VisionTower, build_vision
+from mmzoo.towers.timm_tower import TimmConfig
+
+__all__ = ["VARIANTS", "ViT", "ViTConfig"]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A ViT classifier.
+
+    Attributes:
+        vision: The tower, our own or a timm guest.
+        image: What the tower expects of pixels.
+        classes: Size of the head; 0 builds none, and the model gives pooled features.
+        representation: Width of the tanh layer before the head that only Google's original in21k weights have.
+    """
+
+    vision: VisionConfig | TimmConfig
+    image: ImageSpec
+    classes: int = 1000
+    representation: int | None = None
+
+
+def _variant(patch: int, width: int, depth: int, heads: int, size: int) -> ViTConfig:
+    vision = VisionConfig(
+        image_size=size, patch=patch, width=width, depth=depth, heads=heads, hidden=4 * width, norm_eps=1e-6,
+        act="gelu", init="google",
+    )  # fmt: skip
+    return ViTConfig(vision, ImageSpec(size, HALF, HALF, crop_pct=0.9 if size == 224 else 1.0))
+
+
+_SHAPES = {
+    "ti16": (16, 192, 12, 3),
+    "s16": (16, 384, 12, 6),
+    "b16": (16, 768, 12, 12),
+    "b32": (32, 768, 12, 12),
+    "l16": (16, 1024, 24, 16),
+    "l32": (32, 1024, 24, 16),
+    "h14": (14, 1280, 32, 16),
+}
+
+VARIANTS: dict[str, ViTConfig] = {
+    **{f"vit-{name}-224": _variant(*shape, 224) for name, shape in _SHAPES.items()},
+    **{f"vit-{name}-384": _variant(*shape, 384) for name, shape in _SHAPES.items() if name != "h14"},
+    "vit-tiny": ViTConfig(
+        VisionConfig(
+            image_size=48, patch=8, width=96, depth=3, heads=3, hidden=384, norm_eps=1e-6, act="gelu", init="timm",
+            pool="mean",
+        ),
+        ImageSpec(48, HALF, HALF),
+        classes=5,
+    ),
+}  # fmt: skip
+
+
+class ViT(nn.Module):
+    """An image classifier. Capability: `Classifies`."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = config
+        self.vision = build_vision(config.vision)
+        width = self.vision.width
+        if config.representation is not None:
+            self.representation = nn.Linear(width, config.representation)
+            width = config.representation
+        if config.classes:
+            self.head = nn.Linear(width, config.classes)
+            if self.head.weight.device.type != "meta":
+                nn.init.zeros_(self.head.weight)  # Google starts the head at zero
+                nn.init.zeros_(self.head.bias)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode `images` (B, 3, H, W).
+
+        Returns:
+            tokens (B, N, D) after the final norm, and pooled (B, D), what the head reads.
+        """
+        out = self.vision(images)
+        pooled = out.pooled
+        if self.config.representation is not None:
+            pooled = torch.tanh(self.representation(pooled))
+        return out.tokens, pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify `images` (B, 3, H, W) to logits (B, classes); without a head, their pooled features (B, D)."""
+        pooled = self.features(images)[1]
+        return self.head(pooled) if self.config.classes else pooled
+
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resample a checkpoint's position table to this model's image size where they differ."""
+        return self.vision.fit_state(state, "vision.") if isinstance(self.vision, VisionTower) else state
+
+    def resized(self, size: int) -> ViTConfig:
+        """This model's config for square images of `size` pixels."""
+        return replace(
+            self.config,
+            vision=replace(self.config.vision, image_size=size),
+            image=replace(self.config.image, size=size),
+        )

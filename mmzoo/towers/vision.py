@@ -1,0 +1,253 @@
+"""The vision tower: one ViT for all families, with every switch of the published checkpoints.
+
+Legend: B images, N tokens (prefix tokens first, then patches row by row), D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmzoo.errors import ZooError
+from mmzoo.layers.block import BlockConfig, BlockStack, NormKind
+from mmzoo.layers.init import init_clip, init_google, init_timm
+from mmzoo.layers.mlp import Activation
+from mmzoo.layers.norm import build_norm
+from mmzoo.layers.patch import PatchEmbed, drop_patches
+from mmzoo.layers.positions import Positions, RopeConvention, rotary_2d
+from mmzoo.ops.grid import resample_grid, sincos_table_2d
+
+__all__ = ["VisionConfig", "VisionOut", "VisionTower"]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Shape and switches of a ViT.
+
+    Attributes:
+        image_size: Side of the square input in pixels.
+        patch: Side of a patch in pixels.
+        width: Token size.
+        depth: Number of blocks.
+        heads: Attention heads.
+        hidden: Size inside the MLP.
+        norm_eps: Epsilon of all norms; no default (CLIP 1e-5, the others 1e-6).
+        act: MLP activation.
+        init: School of the initialisation.
+        resample: How this family's checkpoints change their position table with the image size.
+        norm_kind: LayerNorm or RMSNorm.
+        cls_token: Whether a learned token leads the sequence.
+        registers: Learned tokens after the class token, without positions.
+        pool: `"cls"`, or `"mean"` over the patches.
+        patch_bias: Whether the patch convolution has a bias (CLIP: no).
+        pre_norm: A norm before the blocks (CLIP's `ln_pre`).
+        final_norm: A norm after the blocks (BLIP-2's ViT-g has none).
+        positions: Learned table (which covers the class token), fixed 2-D sinusoids, rotary, or none.
+        rope_base: Base of the rotary frequencies.
+        rope_convention: Channel pairing of the rotary embedding.
+        head_dim: Size of one head, None for `width / heads`.
+        kv_heads: Key/value heads, None for as many as `heads`.
+        bias: Biases in attention and MLP.
+        dropout: Dropout after the embedding and after each part of a block.
+        attn_dropout: Dropout on attention probabilities.
+        drop_path: Stochastic depth of the last block; earlier ones rise to it linearly.
+        patch_drop: Share of patches left out in training (FLIP).
+    """
+
+    image_size: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    norm_eps: float
+    act: Activation
+    init: Literal["google", "timm", "clip"]
+    resample: Literal["timm", "albef", "lavis_clip", "vilt", "google"] = "timm"
+    norm_kind: NormKind = "layer"
+    cls_token: bool = True
+    registers: int = 0
+    pool: Literal["cls", "mean"] = "cls"
+    patch_bias: bool = True
+    pre_norm: bool = False
+    final_norm: bool = True
+    positions: Positions = "learned"
+    rope_base: float = 100.0
+    rope_convention: RopeConvention = "interleaved"
+    head_dim: int | None = None
+    kv_heads: int | None = None
+    bias: bool = True
+    dropout: float = 0.0
+    attn_dropout: float = 0.0
+    drop_path: float = 0.0
+    patch_drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ZooError(f"image_size {self.image_size} is not a multiple of patch {self.patch}.")
+        if self.pool == "cls" and not self.cls_token:
+            raise ZooError('pool="cls" needs cls_token=True; use pool="mean".')
+        if not 0 <= self.patch_drop < 1:
+            raise ZooError(f"patch_drop must be in [0, 1), found {self.patch_drop}.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return (self.image_size // self.patch,) * 2
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches."""
+        return int(self.cls_token) + self.registers
+
+    def block(self, layer: int) -> BlockConfig:
+        """The config of block number `layer`."""
+        return BlockConfig(
+            width=self.width,
+            heads=self.heads,
+            hidden=self.hidden,
+            norm="pre",
+            norm_eps=self.norm_eps,
+            act=self.act,
+            norm_kind=self.norm_kind,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            bias=self.bias,
+            dropout=self.dropout,
+            attn_dropout=self.attn_dropout,
+            drop_path=self.drop_path * layer / max(self.depth - 1, 1),
+        )
+
+
+class VisionOut(NamedTuple):
+    """What a vision tower gives.
+
+    Attributes:
+        tokens: (B, N, D) prefix and patch tokens after the final norm.
+        pooled: (B, D) one vector per image.
+        grid: Rows and columns of the patches.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+class VisionTower(nn.Module):
+    """A ViT (Dosovitskiy et al. 2021) built from `VisionConfig`, with the published initialisation."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        c = self.config = config
+        self.width = c.width
+        self.patch = PatchEmbed(c.patch, c.width, bias=c.patch_bias)
+        if c.cls_token:
+            self.cls = nn.Parameter(torch.zeros(1, 1, c.width))
+        if c.registers:
+            self.registers = nn.Parameter(torch.zeros(1, c.registers, c.width))
+        if c.positions == "learned":
+            self.pos = nn.Parameter(torch.zeros(1, int(c.cls_token) + c.grid[0] * c.grid[1], c.width))
+        if c.pre_norm:
+            self.pre_norm = build_norm(c.norm_kind, c.width, c.norm_eps)
+        self.blocks = BlockStack([c.block(i) for i in range(c.depth)])
+        if c.final_norm:
+            self.norm = build_norm(c.norm_kind, c.width, c.norm_eps)
+        if self.patch.proj.weight.device.type != "meta":
+            self._initialise()
+
+    def _initialise(self) -> None:
+        c = self.config
+        std = {"google": 0.02, "timm": 0.02, "clip": c.width**-0.5}[c.init]
+        if c.init == "clip":
+            init_clip(self.blocks)
+            nn.init.normal_(self.patch.proj.weight, std=0.02)
+        else:
+            {"google": init_google, "timm": init_timm}[c.init](self)
+        if c.cls_token and c.init != "google":  # Google's class token starts at zero
+            nn.init.normal_(self.cls, std=std)
+        if c.registers:
+            nn.init.normal_(self.registers, std=std)
+        if c.positions == "learned":
+            nn.init.normal_(self.pos, std=std)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.blocks.checkpointing = on
+
+    def forward(self, images: Tensor) -> VisionOut:
+        """Encode `images` (B, 3, image_size, image_size), normalised as the model's `ImageSpec` says.
+
+        Raises:
+            ZooError: The images have another size than the position table.
+        """
+        c = self.config
+        x, grid = self.patch(images)
+        if c.positions == "learned" and grid != c.grid:
+            raise ZooError(
+                f"this tower reads images of {c.image_size} pixels, found {tuple(images.shape[2:])}: resize them, or "
+                "build the model with another image_size (its position table is then resampled at load)."
+            )
+        x, kept = self._place(x, grid)
+        rope = None
+        if c.positions == "rope":
+            rope = rotary_2d(
+                grid,
+                c.head_dim or c.width // c.heads,
+                base=c.rope_base,
+                convention=c.rope_convention,
+                prefix=c.prefix,
+                keep=kept,
+                device=x.device,
+            )
+        if c.pre_norm:
+            x = self.pre_norm(x)
+        x = self.blocks(F.dropout(x, c.dropout, self.training), rope=rope)
+        if c.final_norm:
+            x = self.norm(x)
+        pooled = x[:, 0] if c.pool == "cls" else x[:, c.prefix :].mean(1)
+        return VisionOut(x, pooled, grid)
+
+    def _place(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Add positions, drop patches in training, prepend class token and registers."""
+        c, B = self.config, x.shape[0]
+        if c.positions == "learned":
+            x = x + self.pos[:, int(c.cls_token) :]
+        elif c.positions == "sincos":
+            x = x + sincos_table_2d(grid, c.width).to(x.device, x.dtype)
+        kept = None
+        if c.patch_drop and self.training:
+            x, kept = drop_patches(x, c.patch_drop)
+        lead = []
+        if c.cls_token:
+            lead.append(self.cls + self.pos[:, :1] if c.positions == "learned" else self.cls)
+        if c.registers:
+            lead.append(self.registers)
+        return torch.cat([*(t.expand(B, -1, -1) for t in lead), x], dim=1), kept
+
+    def fit_state(self, state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Fit a checkpoint's position table (1, P + h*w, D) of a square grid to this tower's grid.
+
+        The class token's row stays as it is. The recipe is the family's own (`config.resample`): the five in use
+        differ by up to a few percent of a logit. Whatever does not look like such a table is left for strict loading
+        to refuse.
+
+        Args:
+            state: Tensors by name.
+            prefix: Where this tower's names begin, `"vision."`.
+
+        Returns:
+            The state with the table resampled, or the same state where nothing had to change.
+        """
+        c, key = self.config, f"{prefix}pos"
+        table = state.get(key)
+        if table is None or c.positions != "learned" or table.shape == self.pos.shape:
+            return state
+        lead = int(c.cls_token)
+        side = round(max(table.shape[1] - lead, 0) ** 0.5) if table.dim() == 3 else 0
+        if side == 0 or table.shape != (1, side * side + lead, c.width):
+            return state
+        return state | {key: resample_grid(table, (side, side), c.grid, prefix=lead, recipe=c.resample)}

@@ -1,0 +1,152 @@
+"""Reading and writing tensors on disk: safetensors, written whole or not at all, read strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmzoo.errors import ZooError, nearest
+
+__all__ = [
+    "atomic_path",
+    "load_strictly",
+    "read_json",
+    "read_tensors",
+    "weights_hash",
+    "write_json",
+    "write_tensors",
+]
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside `target`; on success it takes the target's place, on failure it is removed.
+
+    The content reaches the disk before the name changes, so a crash leaves the old file or the new one, never half
+    of one.
+
+    Example:
+        with atomic_path(Path("a.json")) as path:
+            path.write_text("{}")
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes files private; a saved model is an ordinary file
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as readable JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ZooError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ZooError(f"no file {path}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ZooError(f"{path} is not valid JSON ({error}): it may be damaged or half-written.") from None
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write `state` as safetensors, atomically. Tensors that share memory are written once per name."""
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"} | (metadata or {}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ZooError: The file is missing, truncated or of another kind.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise ZooError(f"no file {path}.") from None
+    except (SafetensorError, OSError) as error:
+        raise ZooError(
+            f"{path} cannot be read as safetensors ({error}): it may be truncated or of another kind."
+        ) from None
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of `state`, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _some(names: list[str], count: int = 6) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Fill `model` from `state`, every tensor on both sides or an error that lists both sides.
+
+    The tensors of `state` become the model's own without a copy, so a model built on the meta device is filled at no
+    cost beyond reading the file. Its dtype becomes theirs.
+
+    Args:
+        model: The module to fill, on any device or on meta.
+        state: Tensors by the model's own names.
+        source: What to call the state in a message.
+
+    Raises:
+        ZooError: A name is unknown or missing, or a shape differs. The model is then unchanged.
+    """
+    own = model.state_dict()
+    unknown = sorted(state.keys() - own.keys())
+    missing = sorted(own.keys() - state.keys())
+    wrong = sorted(
+        f"{name} is {tuple(state[name].shape)}, wanted {tuple(own[name].shape)}"
+        for name in state.keys() & own.keys()
+        if state[name].shape != own[name].shape
+    )
+    if unknown or missing or wrong:
+        parts = []
+        if unknown:
+            parts.append(
+                f"{len(unknown)} unknown ({_some(unknown)}){nearest(unknown[0], missing).rstrip('?')}"
+            )
+        if missing:
+            parts.append(f"{len(missing)} missing ({_some(missing)})")
+        if wrong:
+            parts.append(f"{len(wrong)} of another shape ({_some(wrong, 3)})")
+        raise ZooError(f"{source} does not fit {type(model).__name__}: {'; '.join(parts)}.")
+    model.load_state_dict(dict(state), strict=True, assign=True)

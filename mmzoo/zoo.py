@@ -1,0 +1,326 @@
+"""The registry: one literal table of names, and the factory where models, weights and processing meet.
+
+This file imports no torch at its top, so that names, sizes and capabilities can be listed at once.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmzoo.config import from_dict, to_dict
+from mmzoo.errors import UsageError, ZooError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mmzoo.processing.processor import Processor
+
+__all__ = [
+    "FAMILIES",
+    "MODELS",
+    "Entry",
+    "Family",
+    "create_model",
+    "create_processor",
+    "family_of",
+    "get_config",
+    "list_models",
+    "load",
+    "save",
+]
+
+
+class Family(NamedTuple):
+    """A family file and what its models can do.
+
+    Attributes:
+        module: The module that holds `VARIANTS`, the config class and the model class.
+        model: Name of the model class.
+        config: Name of the config class.
+        capabilities: Names from `mmzoo.models.capabilities.CAPABILITIES`, held to the truth by a test.
+        paper: What to cite.
+    """
+
+    module: str
+    model: str
+    config: str
+    capabilities: tuple[str, ...]
+    paper: str
+
+
+class Entry(NamedTuple):
+    """A name in the zoo: its family, number of parameters and image side in pixels, held to the truth by a test."""
+
+    family: str
+    params: int
+    image_size: int
+
+
+FAMILIES: dict[str, Family] = {
+    "vit": Family(
+        "mmzoo.models.vit",
+        "ViT",
+        "ViTConfig",
+        ("classifies",),
+        "Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929",
+    ),
+    "clip": Family(
+        "mmzoo.models.clip",
+        "CLIP",
+        "CLIPConfig",
+        ("embeds pairs",),
+        "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, "
+        "arXiv:2103.00020",
+    ),
+}
+
+MODELS: dict[str, Entry] = {
+    "vit-ti16-224": Entry("vit", 5_717_416, 224),
+    "vit-s16-224": Entry("vit", 22_050_664, 224),
+    "vit-b16-224": Entry("vit", 86_567_656, 224),
+    "vit-b32-224": Entry("vit", 88_224_232, 224),
+    "vit-l16-224": Entry("vit", 304_326_632, 224),
+    "vit-l32-224": Entry("vit", 306_535_400, 224),
+    "vit-h14-224": Entry("vit", 632_045_800, 224),
+    "vit-ti16-384": Entry("vit", 5_790_376, 384),
+    "vit-s16-384": Entry("vit", 22_196_584, 384),
+    "vit-b16-384": Entry("vit", 86_859_496, 384),
+    "vit-b32-384": Entry("vit", 88_297_192, 384),
+    "vit-l16-384": Entry("vit", 304_715_752, 384),
+    "vit-l32-384": Entry("vit", 306_632_680, 384),
+    "vit-tiny": Entry("vit", 358_373, 48),
+    "clip-vit-b32": Entry("clip", 151_277_313, 224),
+    "clip-vit-b16": Entry("clip", 149_620_737, 224),
+    "clip-vit-l14": Entry("clip", 427_616_513, 224),
+    "clip-vit-l14-336": Entry("clip", 427_944_193, 336),
+    "clip-vit-b32-laion": Entry("clip", 151_277_313, 224),
+    "clip-vit-b16-laion": Entry("clip", 149_620_737, 224),
+    "clip-vit-l14-laion": Entry("clip", 427_616_513, 224),
+    "clip-vit-h14-laion": Entry("clip", 986_109_441, 224),
+    "clip-vit-g14-laion": Entry("clip", 1_366_678_273, 224),
+    "clip-tiny": Entry("clip", 990_337, 48),
+}
+
+
+def _entry(name: str) -> Entry:
+    if name not in MODELS:
+        raise UsageError(f"no model named {name!r}.{nearest(name, MODELS)} List them: mmzoo list")
+    return MODELS[name]
+
+
+def _module(family: str) -> Any:
+    return importlib.import_module(FAMILIES[family].module)
+
+
+def family_of(model_or_config: object) -> str:
+    """Name of the family that a model or config belongs to.
+
+    Raises:
+        ZooError: It is neither.
+    """
+    kind = type(model_or_config).__name__
+    for name, family in FAMILIES.items():
+        if kind in (family.model, family.config):
+            return name
+    raise ZooError(f"a {kind} is neither a model nor a config of the zoo.")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names in the zoo that match a shell pattern, sorted.
+
+    Example:
+        >>> list_models("clip-*-336")
+        ['clip-vit-l14-336']
+    """
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def get_config(name: str) -> Any:
+    """The frozen config dataclass of a name; `dataclasses.replace` makes a variant.
+
+    Raises:
+        UsageError: No such name; the message suggests near ones.
+    """
+    return _module(_entry(name).family).VARIANTS[name]
+
+
+def create_model(
+    name: str,
+    config: Any = None,
+    pretrained: str | Path | None = None,
+    layout: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Build a model in eval mode, with the published initialisation or with weights.
+
+    Args:
+        name: A name of `list_models()`.
+        config: A variant of `get_config(name)` to build instead.
+        pretrained: Folder written by `save`, or its safetensors file; loading is strict. A position table of another
+            image size is resampled by the family's recipe.
+        layout: Layout of the file; only `"mmzoo"` so far.
+        device: Where to build; `"meta"` builds without memory.
+        dtype: Floating-point type of the parameters, float32 if None.
+
+    Raises:
+        UsageError: No such name or layout, or a config of another family.
+        ZooError: The weights are missing, damaged or do not fit.
+    """
+    import torch
+
+    from mmzoo.weights.io import read_tensors
+
+    entry = _entry(name)
+    family = FAMILIES[entry.family]
+    if layout not in (None, "mmzoo"):
+        raise UsageError(f"layout {layout!r} cannot be read yet; this version reads 'mmzoo'.")
+    module = _module(entry.family)
+    config = module.VARIANTS[name] if config is None else config
+    if type(config).__name__ != family.config:
+        raise UsageError(
+            f"{name} takes a {family.config}, found a {type(config).__name__}: start from get_config({name!r})."
+        )
+    if pretrained is not None:
+        path = Path(pretrained)
+        file = path / "model.safetensors" if path.is_dir() else path
+        if not file.exists():
+            raise ZooError(
+                f"no weights at {str(pretrained)!r}: give a folder that mmzoo.save wrote, or its model.safetensors."
+            )
+        model = _filled(getattr(module, family.model), config, read_tensors(file), str(file))
+        return model.to(device="cpu" if device is None else device, dtype=dtype or torch.float32).eval()
+    with torch.device("cpu" if device is None else device):
+        model = getattr(module, family.model)(config)
+    return model.to(dtype or torch.float32).eval()
+
+
+def _filled(cls: Any, config: Any, state: dict[str, torch.Tensor], source: str) -> nn.Module:
+    """Build a model without initialising it, and fill it strictly from `state`."""
+    import torch
+
+    from mmzoo.weights.io import load_strictly
+
+    with torch.device("meta"):
+        model: nn.Module = cls(config)
+    # a guest tower may hold buffers that are computed at construction and stand in no file
+    if any(name not in model.state_dict() for name, _ in model.named_buffers()):
+        model = cls(config)
+    fit = getattr(model, "fit_state", None)
+    load_strictly(model, fit(state) if fit else state, source)
+    return model
+
+
+def create_processor(name_or_model: str | nn.Module) -> Processor:
+    """The preprocessing that belongs to a model: `images`, `texts`, `decode`.
+
+    Args:
+        name_or_model: A name of `list_models()`, or a model of the zoo.
+
+    Raises:
+        UsageError: No such name.
+        ZooError: The object is not a model of the zoo.
+    """
+    from mmzoo.processing.processor import Processor
+
+    if isinstance(name_or_model, str):
+        config = get_config(name_or_model)
+    else:
+        family_of(name_or_model)
+        config = name_or_model.config
+    return Processor(config.image, getattr(config, "text_input", None))
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    processor: Processor | None = None,
+    *,
+    name: str | None = None,
+    training: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> None:
+    """Write a model to a folder: `config.json`, `model.safetensors`, `processor.json`, `README.md`.
+
+    Each file is written whole or not at all; the weights come last, so a folder with weights is a complete one.
+
+    Args:
+        model: A model of the zoo.
+        folder: Where to write; made if missing, files of an earlier save are replaced.
+        processor: Its preprocessing with the vocabulary; the model's own by default.
+        name: How to call the model in the card, by default its family.
+        training: Recipe facts for the card.
+        metrics: Measured numbers for the card.
+
+    Raises:
+        ZooError: The object is not a model of the zoo.
+    """
+    from mmzoo import __version__
+    from mmzoo.models.capabilities import capabilities_of
+    from mmzoo.weights.card import model_card
+    from mmzoo.weights.io import atomic_path, weights_hash, write_json, write_tensors
+
+    folder, family = Path(folder), family_of(model)
+    if folder.exists() and not folder.is_dir():
+        raise ZooError(f"{folder} is a file: give a folder to save into.")
+    processor = processor or create_processor(model)
+    state = model.state_dict()
+    config: Any = model.config
+    digest = weights_hash(state)
+    write_json(folder / "config.json", {"family": family, "mmzoo": __version__, "config": to_dict(config)})
+    write_json(folder / "processor.json", processor.to_dict())
+    card = model_card(
+        name or family,
+        family=family,
+        parameters=sum(p.numel() for p in model.parameters()),
+        capabilities=capabilities_of(model),
+        preprocessing=to_dict(config.image),
+        weights_sha256=digest,
+        training=training,
+        metrics=metrics,
+        citation=FAMILIES[family].paper,
+    )
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    write_tensors(folder / "model.safetensors", state, {"family": family, "sha256": digest})
+
+
+def load(folder: str | Path, *, device: str | torch.device | None = None) -> tuple[nn.Module, Processor]:
+    """Read back what `save` wrote.
+
+    Args:
+        folder: The folder.
+        device: Where to put the model.
+
+    Returns:
+        The model in eval mode, and its processor.
+
+    Raises:
+        ZooError: The folder or one of its files is missing, damaged, or of an unknown family.
+    """
+    from mmzoo.processing.processor import Processor
+    from mmzoo.weights.io import read_json, read_tensors
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ZooError(
+            f"{folder} is not a saved model: it has no config.json. Folders are written by mmzoo.save."
+        )
+    described = read_json(folder / "config.json")
+    name = described.get("family") if isinstance(described, dict) else None
+    if name not in FAMILIES:
+        raise ZooError(
+            f"{folder}/config.json names the family {name!r}; this version knows {', '.join(FAMILIES)}."
+        )
+    module = _module(name)
+    config = from_dict(
+        getattr(module, FAMILIES[name].config), described.get("config", {}), f"{folder}/config.json"
+    )
+    file = folder / "model.safetensors"
+    model = _filled(getattr(module, FAMILIES[name].model), config, read_tensors(file), str(file))
+    processor = Processor.from_dict(read_json(folder / "processor.json"))
+    return model.to(device or "cpu").eval(), processor
