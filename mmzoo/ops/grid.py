@@ -1,7 +1,7 @@
-"""Position tables on a grid of patches: fixed sinusoids, and the resampling of learned tables to another grid.
+"""Position tables on a grid of patches: fixed sinusoids, and learned tables resampled to another grid.
 
-Every family resamples in its own way, and a checkpoint works best with the way it was trained with, so the recipe is
-chosen by the checkpoint's family rather than by taste.
+Every family resamples in its own way, and a checkpoint works best with the way it was trained with, so the
+recipe is chosen by the checkpoint's family rather than by taste.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Recipe = Literal["timm", "albef", "lavis_clip", "vilt", "google"]
 def resample_grid(
     table: Tensor, old: tuple[int, int], new: tuple[int, int], *, prefix: int, recipe: Recipe
 ) -> Tensor:
-    """Resample a learned position table to another grid, leaving the rows of class and register tokens as they are.
+    """Resample a learned position table to another grid; class and register rows stay as they are.
 
     Recipes (`h, w` and D are axes of the grid and channels):
 
@@ -30,7 +30,7 @@ def resample_grid(
     - `albef`: bicubic, `align_corners=False` (ALBEF, BLIP, the EVA tower of BLIP-2).
     - `lavis_clip`: bicubic, `align_corners=True` (the CLIP tower of BLIP-2).
     - `vilt`: bilinear, `align_corners=True` (ViLT, per image).
-    - `google`: linear spline through the corners of the grid, as `scipy.ndimage.zoom(order=1)` (the original ViT).
+    - `google`: order-1 spline from corner to corner, as `scipy.ndimage.zoom(order=1)` (the original ViT).
 
     All compute in float32 (float64 for a float64 table) and cast back.
 
@@ -51,13 +51,14 @@ def resample_grid(
     if recipe not in get_args(Recipe):
         known = get_args(Recipe)
         raise UsageError(
-            f"There is no resampling recipe {recipe!r}.{nearest(recipe, known)} Choose one of {', '.join(known)}."
+            f"There is no resampling recipe {recipe!r}.{nearest(recipe, known)} "
+            f"Choose one of {', '.join(known)}."
         )
     rows = prefix + old[0] * old[1]
     if table.dim() not in (2, 3) or table.shape[-2] != rows or (table.dim() == 3 and table.shape[0] != 1):
         raise ZooError(
-            f"a position table of a {old[0]} x {old[1]} grid and {prefix} leading tokens is (1, {rows}, D) or "
-            f"({rows}, D), got {tuple(table.shape)}."
+            f"a position table of a {old[0]} x {old[1]} grid and {prefix} leading tokens is (1, {rows}, D) "
+            f"or ({rows}, D), got {tuple(table.shape)}."
         )
     if min(*old, *new) < 1:
         raise ZooError(f"a grid has at least one row and one column, asked for {old} to {new}.")
@@ -72,14 +73,14 @@ def resample_grid(
     elif recipe == "lavis_clip":
         cells = F.interpolate(cells, size=new, mode="bicubic", align_corners=True)
     else:
-        # An order-1 spline zoom samples at the corners: it is the bilinear interpolation with aligned corners.
+        # An order-1 spline zoom runs from corner to corner: bilinear interpolation with aligned corners.
         cells = F.interpolate(cells, size=new, mode="bilinear", align_corners=True)
     cells = cells.flatten(2).transpose(1, 2).reshape(*table.shape[:-2], new[0] * new[1], table.shape[-1])
     return torch.cat([table[..., :prefix, :], cells.to(table.dtype)], dim=-2)
 
 
 def sincos_table_1d(length: int, dim: int, *, base: float = 10000.0) -> Tensor:
-    """Fixed sinusoidal positions along one axis (Transformer, arXiv 1706.03762): even channels sin, odd channels cos.
+    """Fixed sinusoids along one axis (Transformer, arXiv 1706.03762): even channels sin, odd channels cos.
 
     Args:
         length: Number of positions.
@@ -99,7 +100,7 @@ def sincos_table_1d(length: int, dim: int, *, base: float = 10000.0) -> Tensor:
 
 
 def sincos_table_2d(grid: tuple[int, int], dim: int, *, prefix: int = 0, base: float = 10000.0) -> Tensor:
-    """Fixed sinusoidal positions on a grid, as in MAE (arXiv 2111.06377): [sin x, cos x, sin y, cos y] quarters.
+    """Fixed sinusoids on a grid, as in MAE (arXiv 2111.06377): quarters [sin x, cos x, sin y, cos y].
 
     Args:
         grid: Rows and columns.

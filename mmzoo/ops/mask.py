@@ -1,7 +1,8 @@
 """What may attend to what: one vocabulary for every backend.
 
-`AttnMask` says it once; the functions here translate it into what a kernel takes, keeping the cheapest form that still
-says everything (nothing at all, a key mask that broadcasts over queries, and only then a full matrix).
+`AttnMask` says it once; the functions here translate it into what a kernel takes, keeping the cheapest form
+that still says everything (nothing at all, a key mask that broadcasts over queries, and only then a full
+matrix).
 """
 
 from __future__ import annotations
@@ -27,17 +28,22 @@ __all__ = [
 
 
 class Packed(NamedTuple):
-    """Segments laid end to end in one row, told by cumulative lengths. A query sees its own segment's keys only.
+    """Segments laid end to end in one row; a query sees the keys of its own segment only.
+
+    `mmzoo.ops.packing.pack` makes one.
 
     Attributes:
-        q_offsets: (S+1,) int64: segment s holds queries `q_offsets[s]` to `q_offsets[s+1]`; the first is 0, the last
-            is Tq.
-        k_offsets: (S+1,) int64, the same for keys. Pass the very same tensor for self-attention: that tells, without
-            looking at its values, that every segment is square.
+        q_offsets: (S+1,) int64, cumulative lengths: segment s holds queries `q_offsets[s]` up to
+            `q_offsets[s + 1]`. The first is 0, the last is Tq. Segments may be empty.
+        k_offsets: (S+1,) int64, the same for keys.
+        max_q: The most queries of a segment (or more), if known: spares GPU kernels a wait for the host.
+        max_k: The most keys of a segment (or more), if known.
     """
 
     q_offsets: Tensor
     k_offsets: Tensor
+    max_q: int | None = None
+    max_k: int | None = None
 
 
 class AttnMask(NamedTuple):
@@ -47,11 +53,11 @@ class AttnMask(NamedTuple):
 
     Attributes:
         causal: Query i may see keys `j <= i + offset`.
-        offset: None aligns to the bottom right (`Lk - Lq`, per segment when packed), which is what a decoder with
-            cached keys needs; a number sets it.
+        offset: None aligns to the bottom right (`Lk - Lq`, per segment when packed), which is what a decoder
+            with cached keys needs; a number sets it.
         keep: (B, Lk) bool, True = real token.
         lengths: (B,) integers: keys `j < lengths[b]` are real.
-        bias: (B|1, H|1, Lq, Lk) floating point, added to the scaled scores; may require a gradient; -inf hides.
+        bias: (B|1, H|1, Lq, Lk), added to the scaled scores; may require a gradient; -inf hides.
         packed: Segments; then q is (1, H, Tq, D) and k, v are (1, Hkv, Tk, D).
     """
 
@@ -82,15 +88,15 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: AttnMask, dropout_p: float) -> 
     kv_heads, lk = k.shape[1], k.shape[2]
     if k.shape[0] != batch or k.shape[3] != dim or k.shape[:3] != v.shape[:3]:
         raise ZooError(
-            "attention needs one batch size, one head width of q and k, and one length and head count of k and v, "
-            f"got q {_shape(q)}, k {_shape(k)}, v {_shape(v)}."
+            "attention needs one batch size, one head width of q and k, and one length and head count of k and "
+            f"v, got q {_shape(q)}, k {_shape(k)}, v {_shape(v)}."
         )
     if kv_heads == 0 or heads % kv_heads:
         raise ZooError(f"{heads} query heads cannot share {kv_heads} key heads: choose a divisor of {heads}.")
     if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
         raise ZooError(
-            f"q, k and v must share one floating-point dtype, got {q.dtype}, {k.dtype} and {v.dtype}: cast them "
-            "before attending, or run under autocast."
+            f"q, k and v must share one floating-point dtype, got {q.dtype}, {k.dtype} and {v.dtype}: cast "
+            "them before attending, or run under autocast."
         )
     if not 0.0 <= dropout_p <= 1.0:
         raise ZooError(f"dropout_p is a probability between 0 and 1, got {dropout_p}.")
@@ -117,7 +123,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: AttnMask, dropout_p: float) -> 
         or bias.shape[2:] != (lq, lk)
     ):
         raise ZooError(
-            f"AttnMask.bias must be a floating-point tensor of shape ({batch} or 1, {heads} or 1, {lq}, {lk}), "
+            f"AttnMask.bias must be a floating-point tensor of shape ({batch}|1, {heads}|1, {lq}, {lk}), "
             f"got {bias.dtype} {_shape(bias)}."
         )
     if mask.packed is not None:
@@ -127,16 +133,16 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: AttnMask, dropout_p: float) -> 
 def _check_packed(packed: Packed, batch: int) -> None:
     if batch != 1:
         raise ZooError(f"packed attention takes one row of segments laid end to end, got a batch of {batch}.")
-    for name, offsets in zip(packed._fields, packed):
+    for name, offsets in (("q_offsets", packed.q_offsets), ("k_offsets", packed.k_offsets)):
         if offsets.dim() != 1 or not _is_integer(offsets) or offsets.shape[0] < 1:
             raise ZooError(
-                f"Packed.{name} must be (S+1,) integers, the cumulative lengths of S segments starting with 0, "
+                f"Packed.{name} must be (S+1,) integers, the cumulative lengths of S segments from 0 on, "
                 f"got {offsets.dtype} {_shape(offsets)}."
             )
     if packed.q_offsets.shape != packed.k_offsets.shape:
         raise ZooError(
-            f"Packed has {packed.q_offsets.shape[0] - 1} query segments but {packed.k_offsets.shape[0] - 1} key "
-            "segments: give every query segment its key segment, empty ones included."
+            f"Packed has {packed.q_offsets.shape[0] - 1} query segments but {packed.k_offsets.shape[0] - 1} "
+            "key segments: give every query segment its key segment, empty ones included."
         )
 
 
@@ -151,7 +157,7 @@ def _shape(x: Tensor) -> str:
 def causal_offset(mask: AttnMask, lq: int, lk: int) -> int | None:
     """How far the causal diagonal is shifted, or None where causality hides nothing.
 
-    One new query over cached keys is the everyday case of the latter: it sees every key, so no mask is needed.
+    The everyday case of the latter is one new query over cached keys, which sees them all.
 
     Args:
         mask: The mask; segments are not looked at.
@@ -193,8 +199,8 @@ def visible(mask: AttnMask, q: Tensor, k: Tensor) -> Tensor | None:
         k: (B, Hkv, Lk, D).
 
     Returns:
-        Bool, broadcastable to (B, H, Lq, Lk): (B, 1, 1, Lk) for a key mask, (1, 1, Lq, Lk) for a causal one, None
-        where everything is visible.
+        Bool, broadcastable to (B, H, Lq, Lk): (B, 1, 1, Lk) for a key mask, (1, 1, Lq, Lk) for a causal one,
+        None where everything is visible.
     """
     lq, lk = q.shape[2], k.shape[2]
     seen = key_mask(mask, lk)
@@ -211,7 +217,7 @@ def visible(mask: AttnMask, q: Tensor, k: Tensor) -> Tensor | None:
 
 def _segments(mask: AttnMask, packed: Packed, lq: int, lk: int) -> Tensor:
     """(Tq, Tk) bool: same segment, and within it not beyond the causal diagonal."""
-    q_offsets, k_offsets = packed
+    q_offsets, k_offsets = packed.q_offsets, packed.k_offsets
     q_index = torch.arange(lq, device=q_offsets.device)
     k_index = torch.arange(lk, device=k_offsets.device)
     q_segment = torch.searchsorted(q_offsets, q_index, right=True) - 1

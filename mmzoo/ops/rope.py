@@ -1,8 +1,9 @@
 """Rotary positions: tables of angles, and the rotation of queries and keys by them.
 
-A head of D channels is D/2 pairs, each turned by `position * frequency`. Which two channels make a pair is a matter of
-memory layout: "half" pairs channel i with i + D/2 (transformers' Llama), "interleaved" pairs 2i with 2i + 1 (timm, the
-original EVA-02). The two are one function up to a fixed permutation of the rows of Wq and Wk: `permute_channels`.
+A head of D channels is D/2 pairs, each turned by `position * frequency`. Which two channels make a pair is a
+matter of memory layout: "half" pairs channel i with i + D/2 (transformers' Llama), "interleaved" pairs 2i with
+2i + 1 (timm, the original EVA-02). The two are one function up to a fixed permutation of the rows of Wq and Wk:
+`permute_channels`.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def rotate(
     length, dim = x.shape[-2] - prefix, x.shape[-1]
     if cos.shape != sin.shape or cos.dim() not in (2, 3) or cos.shape[-2:] != (length, dim // 2):
         raise ZooError(
-            f"a rotary table for {length} tokens of {dim} channels is ({length}, {dim // 2}), with a batch axis at "
-            f"most, got cos {tuple(cos.shape)} and sin {tuple(sin.shape)}."
+            f"a rotary table for {length} tokens of {dim} channels is ({length}, {dim // 2}), with a batch axis "
+            f"at most, got cos {tuple(cos.shape)} and sin {tuple(sin.shape)}."
         )
     if prefix:
         turned = rotate(x[..., prefix:, :], cos, sin, convention=convention)
@@ -135,8 +136,8 @@ def rotate(
 def permute_channels(weight: Tensor, heads: int, *, to: Convention) -> Tensor:
     """Reorder the rows of Wq or Wk (or a bias) from one convention to the other.
 
-    Rotating `permute_channels(W, heads, to="half") @ x` the "half" way gives the attention scores of rotating `W @ x`
-    the "interleaved" way, and the other way round.
+    Rotating `permute_channels(W, heads, to="half") @ x` the "half" way gives the attention scores of rotating
+    `W @ x` the "interleaved" way, and the other way round.
 
     Args:
         weight: (heads * D, ...), D even.

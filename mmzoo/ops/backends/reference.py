@@ -1,4 +1,4 @@
-"""Attention written out: the truth that every other backend is tested against, and the one that shows its weights."""
+"""Attention written out: the truth that other backends are tested against, and the one that shows weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reference_weights(q: Tensor, k: Tensor, mask: AttnMask, scale: float) -> Ten
             scores = scores.masked_fill(~seen, -torch.inf)
         if not may_blank(mask, q.shape[2], k.shape[2]):
             return scores.softmax(dim=-1)
-        # The softmax of nothing is NaN, and its gradient would poison every parameter: give it zeros, drop the result.
+        # The softmax of nothing is NaN, and its gradient would poison every parameter.
         blank = (scores == -torch.inf).all(dim=-1, keepdim=True)
         return scores.masked_fill(blank, 0.0).softmax(dim=-1).masked_fill(blank, 0.0)
 
