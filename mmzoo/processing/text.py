@@ -329,17 +329,21 @@ def _clip_json() -> str:
     return content
 
 
-# CLIP's word pattern: contractions, runs of letters, single digits, runs of anything else but white space.
-_CLIP_WORD = rf"{_CLIP.bos}|{_CLIP.eos}|'s|'t|'re|'ve|'m|'ll|'d|{{L}}+|{{N}}|[^\s{{LN}}]+"
-_ASCII_WORDS = re.compile(_CLIP_WORD.replace("{LN}", "a-z0-9").replace("{L}", "[a-z]").replace("{N}", "[0-9]"))
+def _clip_words(letters: str, digits: str) -> str:
+    """CLIP's word pattern: contractions, runs of letters, single digits, runs of anything else but white space."""
+    return (
+        rf"{_CLIP.bos}|{_CLIP.eos}|'s|'t|'re|'ve|'m|'ll|'d|[{letters}]+|[{digits}]|[^\s{letters}{digits}]+"
+    )
+
+
+_ASCII_WORDS = re.compile(_clip_words("a-z", "0-9"))
 
 
 @cache
 def _unicode_words() -> Any:
     import regex  # knows \p{L}; comes with open_clip, as does ftfy
 
-    pattern = _CLIP_WORD.replace("{LN}", r"\p{L}\p{N}").replace("{L}", r"[\p{L}]").replace("{N}", r"[\p{N}]")
-    return regex.compile(pattern, regex.IGNORECASE)
+    return regex.compile(_clip_words(r"\p{L}", r"\p{N}"), regex.IGNORECASE)
 
 
 def _prepare_clip(text: str) -> str:
