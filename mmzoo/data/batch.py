@@ -17,7 +17,8 @@ class CaptionBatch(NamedTuple):
         ids: (B, L) int64 token ids; L is the longest text of this batch.
         keep: (B, L) bool, True = real token.
         image_ids: (B, m) int64, everything each picture is an instance of; -1 pads.
-        text_ids: (B,) int64, what each text is about. Text j fits picture i iff `text_ids[j]` is in `image_ids[i]`.
+        text_ids: (B,) int64, what each text is about. Text j fits picture i iff `text_ids[j]` is in
+            `image_ids[i]`.
         labels: (B,) int64 class indices, or None where the source has no classes.
         keys: B readable names.
     """

@@ -12,14 +12,8 @@ from mmzoo.paths import find_data
 __all__ = ["list_splits", "open_source"]
 
 EASY_VQA = frozenset({"easy-vqa", "easy_vqa", "easyvqa"})
-EMOJI_FILES = ("emoji.json", "atlas.json")
-SPLIT_FOLDERS = (
-    "train",
-    "val",
-    "valid",
-    "validation",
-    "test",
-)  # folder names that are splits rather than classes
+# Folder names that are splits rather than classes.
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
 
 def open_source(path: str | Path, *, split: str | None = None, by: str | None = None) -> Source:
@@ -32,10 +26,11 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
     | a Karpathy JSON file, or a folder with exactly one | pictures with captions and splits |
     | `*.tar`, a glob, braces (`{000..009}.tar`), or a folder of them | indexed shards |
     | a folder with `emoji.json` | the emoji set |
-    | `easy-vqa` (a name, not a path) | the shapes of the PyPI package |
+    | a folder with `easyvqa.json`, or the name `easy-vqa` | the shapes of easy-VQA |
 
     Args:
-        path: A file, folder, glob or name. Relative paths are also looked for among the data that mmzoo carries.
+        path: A file, folder, glob or name. Relative paths are also looked for among the data that mmzoo
+            carries.
         split: A split's name. Folders may hold splits as subfolders (`train/`, `val/`).
         by: What classes are, where the source knows several answers (the emoji set: `"group"` or `"name"`).
 
@@ -47,7 +42,7 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
     if kind == "easyvqa":
         from mmzoo.data.sources.easyvqa import EasyVQASource
 
-        return EasyVQASource(split=split, by=by)
+        return EasyVQASource(found, split=split, by=by)
     if kind == "emoji":
         from mmzoo.data.sources.emoji import EmojiSource
 
@@ -104,7 +99,7 @@ def _recognise(path: str | Path) -> tuple[str, Path]:
     """Kind of source and the path it is at."""
     text = str(path)
     if text in EASY_VQA and not Path(path).exists():
-        return "easyvqa", Path(path)
+        return "easyvqa", find_data("data/easyvqa")
     if any(c in text for c in "*?{[") and not Path(path).exists():
         if not text.endswith(".tar"):
             raise ZooError(f"{path}: patterns name tar shards and end in .tar (data/train-{{000..009}}.tar).")
@@ -112,9 +107,7 @@ def _recognise(path: str | Path) -> tuple[str, Path]:
         return "tar", found
     found = find_data(path)
     if not found.exists():
-        where = (
-            f" (looked in {Path.cwd()} and in the data that mmzoo carries)" if not found.is_absolute() else ""
-        )
+        where = "" if found.is_absolute() else f" (looked in {Path.cwd()} and in the data that mmzoo carries)"
         raise ZooError(f"no data at {path}{where}.")
     if found.is_file():
         kinds = {".jsonl": "jsonl", ".json": "karpathy", ".tar": "tar"}
@@ -130,28 +123,32 @@ def _recognise_folder(path: str | Path, found: Path) -> tuple[str, Path]:
     names = {p.name for p in found.iterdir() if not p.name.startswith(".")}
     if not names:
         raise ZooError(f"{path} is empty.")
-    if names & set(EMOJI_FILES):
-        return "emoji", found
-    if "captions.jsonl" in names:
-        return "jsonl", found
+    for file, kind in (("emoji.json", "emoji"), ("easyvqa.json", "easyvqa"), ("captions.jsonl", "jsonl")):
+        if file in names:
+            return kind, found
     if any(n.endswith(".tar") for n in names):
         return "tar", found / "*.tar"
-    jsons = sorted(n for n in names if n.endswith(".json"))
+    jsons = [found / n for n in names if n.endswith(".json") and _looks_like_karpathy(found / n)]
     if len(jsons) == 1:
-        return "karpathy", found / jsons[0]
+        return "karpathy", jsons[0]
     folders = subfolders(found)
     if folders and all(f.name in SPLIT_FOLDERS for f in folders):
         return "splits", found
     if folders:
         return "folder", found
     pictures = sum(Path(n).suffix.lower() in IMAGE_SUFFIXES for n in names)
-    there = (
-        f"{pictures} pictures without captions or class folders" if pictures else ", ".join(sorted(names)[:5])
-    )
+    there = f"{pictures} pictures without captions" if pictures else ", ".join(sorted(names)[:5])
     raise ZooError(
-        f"{path}: nothing to recognise. Looked for captions.jsonl, class folders, *.tar shards, one Karpathy *.json "
-        f"or emoji.json; found {there}."
+        f"{path}: nothing to recognise. Looked for captions.jsonl, class folders, *.tar shards, one Karpathy "
+        f"*.json or emoji.json; found {there}."
     )
+
+
+def _looks_like_karpathy(file: Path) -> bool:
+    """Whether a JSON file opens like a list of pictures with sentences, rather than some settings."""
+    with file.open("rb") as opened:
+        head = opened.read(2**16)
+    return b'"images"' in head or b'"sentences"' in head
 
 
 def _split_folders(found: Path) -> tuple[str, ...]:

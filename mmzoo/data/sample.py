@@ -13,14 +13,15 @@ __all__ = ["Sample", "Source"]
 class Sample(NamedTuple):
     """One picture and the texts that belong to it.
 
-    Text j fits image i exactly if `text_ids[j]` is among the image's `image_ids`. The ids are any integers >= 0 that
-    are consistent within one source: two captions of one picture share the picture's id; a caption that only names
-    a group carries the group's id, which every picture of the group lists as well.
+    Text j fits image i exactly if `text_ids[j]` is among the image's `image_ids`. The ids are any integers >=
+    0 that are consistent within one source: two captions of one picture share the picture's id; a caption
+    that only names a group carries the group's id, which every picture of the group lists as well.
 
     Attributes:
         key: Unique in its source and readable: a path, `"noto/red-apple"`.
         image: The file's undecoded bytes; a PIL image only where the source holds no file per picture.
-        texts: Captions, the plainest first (evaluation reads that one); empty where the source has only labels.
+        texts: Captions, the plainest first (evaluation reads that one); empty where the source has only
+            labels.
         text_ids: What each text is about, one id per text.
         image_ids: Everything the picture is an instance of, its own id first.
         label: Index into the source's `classes`, or None.
@@ -38,8 +39,8 @@ class Sample(NamedTuple):
 class Source(Protocol):
     """A sized, indexable collection of samples.
 
-    Reading an item does no decoding and raises nothing for a broken picture: that is found out, counted and named
-    where pictures are decoded. Sources are picklable, since loader workers receive a copy.
+    Reading an item does no decoding and raises nothing for a broken picture: that is found out, counted and
+    named where pictures are decoded. Sources are picklable, since loader workers receive a copy.
 
     Attributes:
         name: Short name for messages, for example the folder.

@@ -1,0 +1,277 @@
+"""A loader that knows where it stands: exact epochs, split over processes, resumed where it was left.
+
+Lightning saves and restores any loader with `state_dict`/`load_state_dict` and tells it the epoch through
+`loader.sampler.set_epoch`; `ResumableLoader` has both. It is not a torch `DataLoader` (it drives one), so
+Lightning leaves its sharding alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmzoo.data.reader import Broken, Read, Step, generator, mix
+from mmzoo.errors import ZooError
+
+__all__ = ["BatchOrder", "BrokenTally", "MapReads", "ResumableLoader", "as_is"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+NAMED = 10  # broken samples that are named in the log; later ones are only counted
+ENOUGH = 1000  # a share of broken samples is judged after so many, or after the first pass over a smaller set
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which samples make up which batch of which epoch.
+
+    Each batch over all processes (`batch_size * world` samples) is a slice of one permutation, dealt out in
+    turn, so N processes see together what one process with N times the batch would.
+
+    Attributes:
+        size: Samples in the source.
+        batch_size: Samples per batch and process.
+        shuffle: A new permutation every epoch, or the source's order.
+        drop_last: Leave out what does not fill a batch of every process; other samples the next epoch, since
+            the permutation is another. If not, the last batch is smaller and may differ by one sample between
+            processes, and no sample appears twice.
+        seed: Root of the permutations.
+        rank: This process.
+        world: How many processes there are.
+    """
+
+    size: int
+    batch_size: int
+    shuffle: bool = False
+    drop_last: bool = False
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ZooError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        if self.size < 1:
+            raise ZooError("there are no samples to read.")
+        if len(self) == 0:
+            total = self.batch_size * self.world
+            raise ZooError(
+                f"{self.size} samples do not fill one batch of {total}"
+                + (f" ({self.batch_size} on each of {self.world} processes)" if self.world > 1 else "")
+                + "; lower batch_size, or set drop_last to false."
+            )
+
+    def __len__(self) -> int:
+        total = self.batch_size * self.world
+        # A last batch that cannot give every process a sample is left out: the others would wait for it
+        # forever.
+        rest = 0 if self.drop_last else int(self.size % total >= self.world)
+        return self.size // total + rest
+
+    def steps(self, epoch: int, start: int = 0) -> Iterator[Step]:
+        """The steps of an epoch for this process, from batch `start` on."""
+        if self.shuffle:
+            order = torch.randperm(self.size, generator=generator(mix(self.seed, epoch)))
+        else:
+            order = torch.arange(self.size)
+        total = self.batch_size * self.world
+        for batch in range(start, len(self)):
+            indices = order[batch * total + self.rank : (batch + 1) * total : self.world]
+            yield Step(epoch, batch * self.world + self.rank, indices.tolist())
+
+
+class BrokenTally:
+    """Counts broken samples, names the first ones, and stops the run when there are too many.
+
+    Args:
+        name: What the samples come from.
+        max_share: Largest share of broken samples that is put up with.
+        enough: Judge once so many samples were looked at.
+    """
+
+    def __init__(self, name: str, max_share: float, enough: int) -> None:
+        if not 0 <= max_share <= 1:
+            raise ZooError(f"max_broken is {max_share}; it is a share between 0 and 1.")
+        self.name = name
+        self.max_share = max_share
+        self.enough = enough
+        self.seen = 0
+        self.count = 0
+        self.first: list[Broken] = []
+
+    def add(self, seen: int, broken: list[Broken]) -> None:
+        """Count a batch's samples.
+
+        Raises:
+            ZooError: More than the stated share is broken; the first ones are named.
+        """
+        self.seen += seen
+        self.count += len(broken)
+        for item in broken:
+            if len(self.first) < NAMED and item not in self.first:
+                self.first.append(item)
+                last = "; further ones are only counted" if len(self.first) == NAMED else ""
+                log.warning("%s: passed over %s: %s%s", self.name, item.key, item.reason, last)
+        if self.seen >= self.enough and self.count > self.max_share * self.seen:
+            raise ZooError(self.sentence())
+
+    def sentence(self) -> str:
+        """Say how many are broken, which, and what can be done."""
+        named = "; ".join(f"{b.key} ({b.reason.rstrip('.')})" for b in self.first[:3])
+        return (
+            f"{self.name}: {self.count} of {self.seen} samples are broken, more than max_broken = "
+            f"{self.max_share:g} allows: {named}{'; ...' if self.count > 3 else ''}. Mend or remove them, or raise "
+            "max_broken."
+        )
+
+
+class ResumableLoader:
+    """Iterates over batches; its state is where in which epoch it stands.
+
+    A pass that neither `set_epoch` nor `load_state_dict` has announced is the next epoch. The state counts
+    batches that were handed out, not those that workers have prepared ahead.
+
+    Args:
+        order: How long an epoch is; the state is only valid for the same order.
+        reads: Called with (epoch, position), gives the epoch's reads from that batch on.
+        max_broken: Largest share of broken samples that is put up with.
+        name: What to call the data in messages.
+    """
+
+    def __init__(
+        self,
+        order: BatchOrder,
+        reads: Callable[[int, int], Iterator[Read | ZooError]],
+        *,
+        max_broken: float = 0.01,
+        name: str = "data",
+    ) -> None:
+        self.order = order
+        self.tally = BrokenTally(name, max_broken, min(ENOUGH, len(order) * order.batch_size))
+        self._reads = reads
+        self._epoch = 0
+        self._position = 0
+        self._announced = True  # the next pass is the one that (epoch, position) names
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def sampler(self) -> ResumableLoader:
+        """Itself: Lightning announces epochs by `loader.sampler.set_epoch(epoch)`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce the epoch of the next pass; one that is under way or restored goes on."""
+        if epoch != self._epoch:
+            self._epoch, self._position, self._announced = epoch, 0, True
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator, so that nothing happens before a batch is asked for: Lightning makes iterators that it
+        # never uses, and announces the epoch after making one that it does.
+        if not self._announced or self._position >= len(self):
+            self._epoch, self._position = self._epoch + 1, 0
+        self._announced = False
+        for read in self._reads(self._epoch, self._position):
+            if isinstance(read, ZooError):
+                raise read
+            self._position += 1
+            self.tally.add(read.seen, read.broken)
+            if read.batch is not None:
+                yield read.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, in plain numbers."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "seen": self.tally.seen,
+            "broken": self.tally.count,
+            "order": self._signature(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a saved loader stood.
+
+        With another batch size, seed, set or number of processes there is no such place: the epoch then
+        starts again, and a warning says so.
+        """
+        self._epoch, self._position, self._announced = state["epoch"], 0, True
+        changed = [k for k, v in self._signature().items() if state["order"].get(k) != v]
+        if changed:
+            log.warning(
+                "%s: %s changed since the checkpoint was written, so epoch %d starts again from its first batch.",
+                self.tally.name,
+                ", ".join(changed),
+                self._epoch,
+            )
+            return
+        self._position = state["position"]
+        self.tally.seen, self.tally.count = state["seen"], state["broken"]
+
+    def _signature(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self.order).items() if k != "rank"}  # rank 0 writes for all
+
+
+class MapReads:
+    """Reads of a map-style reader for `ResumableLoader`, in this process or ahead in workers that live on.
+
+    Args:
+        reader: From `Step` to `Read`.
+        order: Which samples come when.
+        num_workers: Processes that read ahead; 0 reads in this one. The batches are the same.
+        pin_memory: Put batches into page-locked memory for a GPU.
+    """
+
+    def __init__(
+        self,
+        reader: Dataset[Read | ZooError],
+        order: BatchOrder,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self._steps = _Steps(order)
+        self._loader = DataLoader(
+            reader,
+            batch_size=None,  # an item is a batch already
+            sampler=self._steps,
+            num_workers=num_workers,
+            collate_fn=as_is,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            generator=generator(
+                0
+            ),  # an iterator draws a seed when it is made: not from the training's own randomness
+        )
+
+    def __call__(self, epoch: int, position: int) -> Iterator[Read | ZooError]:
+        """The epoch's reads from that batch on."""
+        self._steps.epoch, self._steps.start = epoch, position
+        return iter(self._loader)
+
+
+class _Steps:
+    """The sampler of a DataLoader: steps of the epoch that was set last."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.order.steps(self.epoch, self.start)
+
+    def __len__(self) -> int:
+        return len(self.order) - self.start
+
+
+def as_is(item: T) -> T:
+    """A collate function for items that are batches already."""
+    return item

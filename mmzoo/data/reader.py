@@ -1,0 +1,190 @@
+"""From sample indices to a batch: read, decode, transform, draw one text, tokenise.
+
+A reader is a map-style dataset of *batches*: asked for a `Step` (epoch, number, indices), it returns a
+`Read`. All randomness is derived from (seed, epoch, index), so a step gives the same batch in any process at
+any time: that makes every number of workers equal and an interrupted epoch resumable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmzoo.data.collate import Collate, Drawn, draw
+from mmzoo.data.sample import Sample, Source
+from mmzoo.errors import ZooError
+from mmzoo.processing.image import BadImage, ImageSource
+
+__all__ = ["BatchReader", "Broken", "Finish", "Prepare", "Read", "Step", "ToPixels", "generator", "mix"]
+
+ToPixels = Callable[[ImageSource, torch.Generator], Tensor]
+"""Makes an undecoded or decoded picture (3, H, W) uint8; raises `BadImage`."""
+
+Finish = Callable[[Tensor, torch.Generator], Tensor]
+"""Makes (B, 3, H, W) uint8 a model's input; in training it may augment the whole batch at once."""
+
+TRIES = 100  # so many broken samples in a row mean a broken set, whatever share is allowed
+_MASK = 2**64 - 1
+
+
+class Step(NamedTuple):
+    """One batch of an epoch, by name.
+
+    Attributes:
+        epoch: Epoch, from 0.
+        number: Which batch of the epoch, counted over all processes, from 0.
+        indices: Which samples of the source.
+    """
+
+    epoch: int
+    number: int
+    indices: list[int]
+
+
+class Broken(NamedTuple):
+    """A sample that could not be used, and why."""
+
+    key: str
+    reason: str
+
+
+class Read(NamedTuple):
+    """What a reader returns for a step.
+
+    Attributes:
+        batch: A batch NamedTuple; None where every sample was broken and none may be replaced.
+        seen: How many samples were looked at.
+        broken: Those of them that could not be used.
+    """
+
+    batch: Any
+    seen: int
+    broken: list[Broken]
+
+
+def mix(*numbers: int) -> int:
+    """Derive a 63-bit seed from integers; near inputs give unrelated seeds (the splitmix64 finaliser).
+
+    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
+    """
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator seeded with a number from `mix`."""
+    return torch.Generator().manual_seed(seed)
+
+
+class Prepare:
+    """Makes samples a batch; what indexed, cached and streamed reading have in common.
+
+    Args:
+        pixels: Decodes and crops one picture.
+        finish: Normalises the stacked pictures, and augments them in training.
+        collate: Makes drawn samples and finished images a batch.
+        seed: Root of all randomness.
+        train: Draw texts at random; otherwise the first one is taken.
+    """
+
+    def __init__(self, pixels: ToPixels, finish: Finish, collate: Collate, *, seed: int, train: bool) -> None:
+        self.pixels = pixels
+        self.finish = finish
+        self.collate = collate
+        self.seed = seed
+        self.train = train
+
+    def one(self, sample: Sample, seed: int) -> tuple[Drawn, Tensor] | Broken:
+        """Draw a text and decode the picture, or say why that cannot be done.
+
+        Args:
+            sample: Undecoded.
+            seed: Of this sample in this epoch.
+        """
+        drawn = self.draw(sample, seed)
+        if drawn is None:
+            return Broken(sample.key, "no caption")
+        try:
+            return drawn, self.pixels(sample.image, generator(seed))
+        except BadImage as error:
+            return Broken(sample.key, str(error))
+
+    def draw(self, sample: Sample, seed: int) -> Drawn | None:
+        """Choose a sample's text; None if it needs one and has none."""
+        return draw(sample, seed if self.train else None, needs_text=self.collate.needs_text)
+
+    def batch(self, drawn: Sequence[Drawn], pixels: Tensor, epoch: int, number: int) -> Any:
+        """Finish and collate (B, 3, H, W) uint8 pictures and their texts."""
+        return self.collate(drawn, self.finish(pixels, generator(mix(self.seed, epoch, number, 1))))
+
+
+class BatchReader(Dataset[Read | ZooError]):
+    """Reads batches of a source.
+
+    A broken sample (unreadable, not an image, too large, without a caption where one is needed) is named in
+    `Read`. In training the next healthy sample of the source takes its place, so that batch sizes stay exact;
+    in evaluation it is left out, so that nothing is counted twice.
+
+    Args:
+        source: Where samples come from.
+        prepare: What is done to them.
+    """
+
+    def __init__(self, source: Source, prepare: Prepare) -> None:
+        self.source = source
+        self.prepare = prepare
+
+    def __getitem__(self, step: Step) -> Read | ZooError:
+        # A sentence for a person must leave a worker process whole: torch would bury a raised one in a
+        # traceback.
+        try:
+            broken: list[Broken] = []
+            found = [self._healthy(step.epoch, index, broken) for index in step.indices]
+            items = [item for item in found if item is not None]
+            if not items:
+                return Read(None, len(broken), broken)
+            pixels = torch.stack([picture for _, picture in items])
+            batch = self.prepare.batch([drawn for drawn, _ in items], pixels, step.epoch, step.number)
+            return Read(batch, len(items) + len(broken), broken)
+        except ZooError as error:
+            return error
+
+    def _healthy(self, epoch: int, index: int, broken: list[Broken]) -> tuple[Drawn, Tensor] | None:
+        """The sample at `index`; if it is broken, the next healthy one (training) or None (evaluation)."""
+        count = len(self.source)
+        first = len(broken)
+        for offset in range(min(TRIES, count) if self.prepare.train else 1):
+            candidate = (index + offset) % count
+            found = self._try(candidate, mix(self.prepare.seed, epoch, candidate))
+            if not isinstance(found, Broken):
+                return found
+            broken.append(found)
+        if self.prepare.train:
+            raise ZooError(in_a_row(self.source.name, broken[first:]))
+        return None
+
+    def _try(self, index: int, seed: int) -> tuple[Drawn, Tensor] | Broken:
+        try:
+            sample = self.source[index]
+        except OSError as error:
+            name = error.filename or f"{self.source.name}[{index}]"
+            return Broken(str(name), error.strerror or str(error))
+        return self.prepare.one(sample, seed)
+
+
+def in_a_row(name: str, broken: Sequence[Broken]) -> str:
+    """The sentence for nothing but broken samples."""
+    first = broken[0]
+    return (
+        f"{name}: {len(broken)} broken samples in a row, from {first.key} on ({first.reason.rstrip('.')}); "
+        "is this the right folder, and are its files whole?"
+    )
