@@ -192,10 +192,10 @@ def create_model(
             raise ZooError(
                 f"no weights at {str(pretrained)!r}: give a folder that mmzoo.save wrote, or its model.safetensors."
             )
-        model = _filled(getattr(module, family.model), config, read_tensors(file), str(file))
-        return model.to(device="cpu" if device is None else device, dtype=dtype or torch.float32).eval()
+        filled = _filled(getattr(module, family.model), config, read_tensors(file), str(file))
+        return filled.to(device="cpu" if device is None else device, dtype=dtype or torch.float32).eval()
     with torch.device("cpu" if device is None else device):
-        model = getattr(module, family.model)(config)
+        model: nn.Module = getattr(module, family.model)(config)
     return model.to(dtype or torch.float32).eval()
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmzoo.layers.cache import LayerCache
 from mmzoo.ops.attention import FULL, AttnMask, attend
-from mmzoo.ops.rope import rotate
+from mmzoo.ops.rope import Convention, rotate
 
 __all__ = ["KV", "CrossAttention", "Rotary", "SelfAttention"]
 
@@ -29,7 +29,7 @@ class Rotary(NamedTuple):
 
     cos: Tensor
     sin: Tensor
-    convention: str
+    convention: Convention
     prefix: int = 0
 
 

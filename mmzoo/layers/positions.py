@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from mmzoo.layers.attention import Rotary
-from mmzoo.ops.rope import rope_table, rope_table_2d
+from mmzoo.ops.rope import Convention, rope_table, rope_table_2d
 
 __all__ = ["Positions", "RopeConvention", "rotary_1d", "rotary_2d"]
 
 Positions = Literal["learned", "sincos", "rope", "none"]
-RopeConvention = Literal["half", "interleaved"]
+RopeConvention = Convention
 
 
 def rotary_1d(positions: Tensor, head_dim: int, *, base: float, convention: RopeConvention) -> Rotary:

@@ -306,7 +306,7 @@ class TextBackbone(nn.Module):
         rows = self.blocks(
             rows, layers=layers, mask=AttnMask(causal=causal, packed=packed), rope=self._rope(positions)
         )
-        return unpack(rows, index, keep)
+        return unpack(rows, index, (x.shape[0], x.shape[1]))
 
     def _rope(self, positions: Tensor) -> Rotary | None:
         c = self.config

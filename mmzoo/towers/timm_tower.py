@@ -54,7 +54,7 @@ class TimmTower(nn.Module):
             except TypeError as error:
                 raise ZooError(f"timm's {config.timm} does not take {', '.join(kwargs)}: {error}.") from error
         self.trunk: Any = trunk
-        self.width = int(self.trunk.num_features)
+        self.width = int(trunk.num_features)  # type: ignore[arg-type]
 
     def set_checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass, where the timm model supports it."""
