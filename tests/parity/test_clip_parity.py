@@ -49,7 +49,9 @@ def _open_clip(act: str, width: int, text_width: int, depth: int, patch: int, si
     return OpenCLIP(
         20,
         CLIPVisionCfg(layers=depth, width=width, head_width=16, patch_size=patch, image_size=size),
-        CLIPTextCfg(context_length=CONTEXT, vocab_size=VOCAB, width=text_width, heads=text_width // 16, layers=depth),
+        CLIPTextCfg(
+            context_length=CONTEXT, vocab_size=VOCAB, width=text_width, heads=text_width // 16, layers=depth
+        ),
         quick_gelu=act == "quick_gelu",
     )
 
@@ -82,7 +84,10 @@ def test_equals_open_clip(act, shape):
             (ours.vision.pos, _Row(theirs)),
             (ours.text.embed.tok.weight, theirs.token_embedding.weight),
             (ours.text.blocks[0].attn.qkv.weight, theirs.transformer.resblocks[0].attn.in_proj_weight),
-            (ours.vision.blocks[-1].mlp.fc2.weight, theirs.visual.transformer.resblocks[-1].mlp.c_proj.weight),
+            (
+                ours.vision.blocks[-1].mlp.fc2.weight,
+                theirs.visual.transformer.resblocks[-1].mlp.c_proj.weight,
+            ),
         ],
     )
 
@@ -125,7 +130,12 @@ def test_equals_transformers(act):
     images, ids = torch.randn(4, 3, 16, 16, dtype=torch.float64), _texts()
     out = hf(input_ids=ids, pixel_values=images)
     _compare(
-        ours, out.image_embeds, out.text_embeds, images, ids, [(ours.vision_proj.weight, hf.visual_projection.weight)]
+        ours,
+        out.image_embeds,
+        out.text_embeds,
+        images,
+        ids,
+        [(ours.vision_proj.weight, hf.visual_projection.weight)],
     )
 
 
@@ -139,8 +149,12 @@ def test_published_b32_equals_open_clip_in_float32():
     images = torch.randn(2, 3, 224, 224)
     ids = open_clip.get_tokenizer("ViT-B-32")(["a photo of a cat", "two dogs on a beach at sunset"])
     with torch.inference_mode():
-        torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images, normalize=True), rtol=0, atol=1e-5)
-        torch.testing.assert_close(ours.encode_text(ids), theirs.encode_text(ids, normalize=True), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            ours.encode_image(images), theirs.encode_image(images, normalize=True), rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(
+            ours.encode_text(ids), theirs.encode_text(ids, normalize=True), rtol=0, atol=1e-5
+        )
 
 
 def test_wrong_activation_would_be_seen():

@@ -34,7 +34,9 @@ def _compare(ours: ViT, theirs: torch.nn.Module, logits_of, size: int, grads: li
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("width", "depth", "heads", "patch", "size"), [(24, 3, 3, 4, 16), (768, 2, 12, 16, 64)])
+@pytest.mark.parametrize(
+    ("width", "depth", "heads", "patch", "size"), [(24, 3, 3, 4, 16), (768, 2, 12, 16, 64)]
+)
 def test_equals_timm(width, depth, heads, patch, size):
     import timm.models.vision_transformer as tvit
 
@@ -59,7 +61,9 @@ def test_equals_timm(width, depth, heads, patch, size):
     )
 
 
-@pytest.mark.parametrize(("width", "depth", "heads", "patch", "size"), [(24, 3, 3, 4, 16), (768, 2, 12, 32, 96)])
+@pytest.mark.parametrize(
+    ("width", "depth", "heads", "patch", "size"), [(24, 3, 3, 4, 16), (768, 2, 12, 32, 96)]
+)
 def test_equals_transformers(width, depth, heads, patch, size):
     from transformers import ViTConfig as HFConfig
     from transformers import ViTForImageClassification
