@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from mmzoo.errors import UsageError, nearest
 
-__all__ = ["Parser", "positive"]
+__all__ = ["Parser", "add_model_options", "positive", "read_lines"]
 
 
 def positive(text: str) -> int:
@@ -60,3 +61,41 @@ class Parser(argparse.ArgumentParser):
                 f"{self.prog} has no {kind} {flag!r}.{nearest(flag, known)} See {self.prog} --help."
             )
         return args
+
+
+def add_model_options(parser: Parser, *, batch_size: int = 64) -> None:
+    """Add the options of every verb that runs a model: `--model --pretrained --batch-size --device`."""
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="a name of the zoo, or a folder with a saved model"
+    )
+    parser.add_argument(
+        "--pretrained", metavar="PATH", help="weights for a name of the zoo; without them they are random"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"pictures at a time ({batch_size})",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file without blank ones, stripped.
+
+    Raises:
+        UsageError: The file is missing, holds no text, or is not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"no file {path}.") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder; expected a text file with one entry per line.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a UTF-8 text file.") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UsageError(f"{path} is empty; expected one entry per line.")
+    return found

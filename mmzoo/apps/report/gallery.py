@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmzoo.apps.files import write_whole
+from mmzoo.weights.io import atomic_path
 
 __all__ = [
     "MATRIX_MAX",
@@ -92,18 +92,18 @@ class ClassRow(NamedTuple):
     """One class of the per-class table; shares from 0 to 1, None where nothing was there to divide by."""
 
     name: str
-    count: int
+    pictures: int
     recall: float | None
     precision: float | None
     confused_with: str = ""
 
 
 class Pair(NamedTuple):
-    """`count` pictures of `truth` were called `guess`; `share` is their part of all pictures of `truth`."""
+    """So many pictures of `truth` were called `guess`; `share` is their part of all pictures of `truth`."""
 
     truth: str
     guess: str
-    count: int
+    pictures: int
     share: float
 
 
@@ -191,5 +191,6 @@ def write(gallery: Gallery, path: str | Path) -> Path:
     target = Path(path)
     if target.is_dir() or not target.suffix:
         target = target / "index.html"
-    write_whole(target, render(gallery).encode())
+    with atomic_path(target) as part:
+        part.write_text(render(gallery), encoding="utf-8")
     return target

@@ -1,0 +1,170 @@
+"""`mmzoo embed`: pictures and texts to vectors in one file, safetensors or Parquet."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmzoo.apps.opening import ModelLike, Opened, Progress, open_model, require
+from mmzoo.apps.pictures import Files, find_pictures, read_batches
+from mmzoo.data.open import open_source
+from mmzoo.data.reader import Broken
+from mmzoo.data.sample import Source
+from mmzoo.errors import UsageError, ZooError
+from mmzoo.metrics.zeroshot import encode_texts
+from mmzoo.models.capabilities import EmbedsPairs
+from mmzoo.weights.io import atomic_path, write_tensors
+
+__all__ = ["Embedded", "embed"]
+
+
+class Embedded(NamedTuple):
+    """What was written.
+
+    Attributes:
+        out: The file.
+        images: Number of pictures in it.
+        texts: Number of texts in it.
+        width: Width of the vectors.
+        broken: Pictures that could not be read, and why.
+    """
+
+    out: Path
+    images: int
+    texts: int
+    width: int
+    broken: list[Broken]
+
+
+def embed(
+    model: ModelLike,
+    images: Sequence[str | Path] = (),
+    *,
+    out: str | Path,
+    texts: Sequence[str] = (),
+    data: str | Path | None = None,
+    split: str | None = None,
+    pretrained: str | Path | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embed pictures and texts and write the vectors to a file.
+
+    A model that embeds pairs (CLIP) gives unit vectors in the space that pictures and texts share. A classifier
+    (ViT) gives its pooled features, for pictures only, at the length they have.
+
+    - `out.safetensors`: tensors `image` (B, E) and `text` (T, E), float32, whichever there are. The file's
+      metadata holds `image_keys` and `texts` as JSON lists in the order of the rows, and the model's name and
+      weights hash: `json.loads(safe_open(out, "pt").metadata()["image_keys"])`.
+    - `out.parquet` (extra `parquet`): columns `kind` (`"image"` or `"text"`), `key` (the picture's key or the text
+      itself) and `embedding`, a list of E float32.
+
+    The file appears whole or not at all, and one that exists is not replaced unless that is asked for.
+
+    Args:
+        model: A name of the zoo, a folder written by `mmzoo.save`, or a pair of model and processor.
+        images: Picture files, folders of them, shell patterns.
+        out: The file to write; its ending says the format.
+        texts: Texts.
+        data: A data set to embed, pictures and texts; anything that `open_source` takes.
+        split: Its split.
+        pretrained: Weights for a model given by name.
+        batch_size: Pictures, and texts, per forward pass.
+        device: Where to compute; a CUDA device if there is one.
+        overwrite: Replace `out` if it exists.
+        progress: Called with the number of pictures done and of all.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: Nothing to embed, unknown ending, or `out` exists.
+        ZooError: The model cannot do it, or no picture could be read.
+    """
+    target = _target(Path(out), overwrite)
+    if data is not None and images:
+        raise UsageError("give pictures or --data, not both.")
+    if data is None and not images and not texts:
+        raise UsageError("nothing to embed: give pictures, --texts or --data.")
+    opened = open_model(model, pretrained=pretrained, device=device)
+    source: Source = open_source(data, split=split) if data is not None else Files(find_pictures(images))
+    paired = isinstance(opened.model, EmbedsPairs)
+    if texts:
+        require(opened, "embeds pairs", "embed texts")
+    elif not paired:
+        require(opened, "classifies", "embed pictures")
+    words = list(texts)
+    keys: list[str] = []
+    rows: list[Tensor] = []
+    broken: list[Broken] = []
+    with torch.inference_mode():
+        for batch in read_batches(source, batch_size, broken) if len(source) else ():
+            pixels = opened.processor.images(batch.images).to(opened.device)
+            vectors = opened.model.encode_image(pixels) if paired else opened.model.features(pixels)[1]
+            rows.append(vectors.float().cpu())
+            keys += [sample.key for sample in batch.samples]
+            if paired:
+                words += [text for sample in batch.samples for text in sample.texts]
+            if progress is not None:
+                progress(batch.places[-1] + 1, len(source))
+        words = list(dict.fromkeys(words))
+        tensors = {"image": torch.cat(rows)} if rows else {}
+        if words:
+            embedded = encode_texts(
+                opened.model, opened.processor, words, batch_size=batch_size, device=opened.device
+            )
+            tensors["text"] = embedded.float().cpu()
+    _write(target, tensors, {"image": keys, "text": words}, opened)
+    width = next(iter(tensors.values())).shape[-1]
+    return Embedded(target, len(keys), len(words), width, broken)
+
+
+def _target(out: Path, overwrite: bool) -> Path:
+    """Refuse what could not be written, before hours of computing."""
+    if out.suffix not in (".safetensors", ".parquet"):
+        raise UsageError(
+            f"{out}: embeddings are written as .safetensors or .parquet; choose one of the endings."
+        )
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("Parquet needs pyarrow: pip install 'mmzoo[parquet]', or write .safetensors.")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; name a file.")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists already; --overwrite replaces it.")
+    return out
+
+
+def _write(target: Path, tensors: dict[str, Tensor], keys: dict[str, list[str]], opened: Opened) -> None:
+    about = {"model": opened.name, "weights_sha256": opened.digest()}
+    if target.suffix == ".safetensors":
+        lists = {"image_keys": json.dumps(keys["image"]), "texts": json.dumps(keys["text"])}
+        write_tensors(target, tensors, lists | about)
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    for vectors in tensors.values():
+        if vectors.dim() != 2:
+            raise ZooError(
+                "Parquet holds one vector per picture; this model gives several: write .safetensors."
+            )
+    parts: list[Any] = []
+    for kind, vectors in tensors.items():
+        flat = pyarrow.array(vectors.reshape(-1).numpy())
+        columns = {
+            "kind": pyarrow.array([kind] * len(vectors)),
+            "key": pyarrow.array(keys[kind]),
+            "embedding": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+        parts.append(pyarrow.table(columns))
+    table = pyarrow.concat_tables(parts).replace_schema_metadata(about)
+    with atomic_path(target) as part:
+        parquet.write_table(table, part)

@@ -1,0 +1,66 @@
+"""`mmzoo show`: everything about one model: config, parameters of each part, preprocessing, citation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mmzoo import zoo
+from mmzoo.apps.list import origin
+from mmzoo.config import to_dict
+
+__all__ = ["Shown", "show"]
+
+
+class Shown(NamedTuple):
+    """What there is to know about a model.
+
+    Attributes:
+        name: As `create_model` takes it.
+        family: Its family.
+        capabilities: What it can do.
+        params: Number of parameters, all told.
+        parts: Parameters of each top-level part, in the order of the model.
+        config: The configuration as plain data; `mmzoo.config.from_dict` turns it back.
+        preprocessing: What it expects of pictures (`"image"`) and, where it reads text, of texts (`"text"`).
+        licence: Licence of the weights published for it.
+        citation: The paper.
+    """
+
+    name: str
+    family: str
+    capabilities: tuple[str, ...]
+    params: int
+    parts: dict[str, int]
+    config: dict[str, Any]
+    preprocessing: dict[str, dict[str, Any]]
+    licence: str
+    citation: str
+
+
+def show(name: str) -> Shown:
+    """Describe a model of the zoo. It is built on the meta device, so no memory is needed for its weights.
+
+    Args:
+        name: A name of the zoo.
+
+    Raises:
+        UsageError: No such model; the message suggests near names.
+    """
+    config = zoo.get_config(name)
+    entry = zoo.MODELS[name]
+    family = zoo.FAMILIES[entry.family]
+    model = zoo.create_model(name, device="meta")
+    parts = {part: sum(p.numel() for p in child.parameters()) for part, child in model.named_children()}
+    parts |= {part: p.numel() for part, p in model.named_parameters(recurse=False)}
+    specs = {"image": config.image, "text": getattr(config, "text_input", None)}
+    return Shown(
+        name=name,
+        family=entry.family,
+        capabilities=family.capabilities,
+        params=sum(parts.values()),
+        parts=parts,
+        config=to_dict(config),
+        preprocessing={kind: to_dict(spec) for kind, spec in specs.items() if spec is not None},
+        licence=origin(name)[1],
+        citation=family.paper,
+    )

@@ -1,0 +1,64 @@
+"""`mmzoo show`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmzoo.apps.show import Shown, show
+from mmzoo.cli.parser import Parser
+from mmzoo.cli.render import percent, plain, print_json, table
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print everything about one model."""
+    parser = Parser("show", "One model: config, parameters of each part, preprocessing, citation.")
+    parser.add_argument("name", metavar="NAME", help="a model of the zoo: mmzoo list")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--yaml", action="store_true", help="print the config as YAML, to edit and train from")
+    args = parser.read(argv[1:])
+    shown = show(args.name)
+    if args.json:
+        print_json(shown)
+    elif args.yaml:
+        import yaml
+
+        print(f"# {shown.name}: {shown.params:,} parameters. {shown.citation}")
+        print(yaml.safe_dump(plain(shown.config), sort_keys=False, default_flow_style=None), end="")
+    else:
+        print(_text(shown))
+    return 0
+
+
+def _text(shown: Shown) -> str:
+    parts = [(name, f"{count:,}", percent(count / shown.params)) for name, count in shown.parts.items()]
+    return "\n".join(
+        [
+            f"{shown.name} ({shown.family}): {', '.join(shown.capabilities)}",
+            "",
+            table(("part", "parameters", "share"), [*parts, ("all", f"{shown.params:,}", "")], right=(1, 2)),
+            "",
+            "preprocessing",
+            *_lines(shown.preprocessing),
+            "",
+            "config",
+            *_lines(shown.config),
+            "",
+            f"licence of published weights: {shown.licence or 'unknown'}",
+            f"cite: {shown.citation}",
+        ]
+    )
+
+
+def _lines(data: Mapping[str, Any], indent: str = "  ") -> list[str]:
+    lines: list[str] = []
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{name}", *_lines(value, indent + "  ")]
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append(f"{indent}{name}: {text or 'none'}")
+    return lines
