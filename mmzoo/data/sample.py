@@ -41,14 +41,15 @@ class Source(Protocol):
 
     Reading an item does no decoding and raises nothing for a broken picture: that is found out, counted and
     named where pictures are decoded. Sources are picklable, since loader workers receive a copy.
-
-    Attributes:
-        name: Short name for messages, for example the folder.
-        classes: Class names that `Sample.label` indexes, or None.
     """
 
-    name: str
-    classes: tuple[str, ...] | None
+    @property
+    def name(self) -> str:
+        """Short name for messages, for example the folder's."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names that `Sample.label` indexes, or None."""
 
     def __len__(self) -> int: ...
 

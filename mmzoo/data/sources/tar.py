@@ -124,12 +124,13 @@ def build_index(shard: Path) -> list[list[Any]]:
     Raises:
         ZooError: The shard is not a plain tar file, is cut off, or holds two pictures under one key.
     """
+    keys: dict[str, None] = {}  # in the order of the shard, which is also the fastest to read it in
     pictures: dict[str, tuple[int, int]] = {}
     texts: dict[str, tuple[str, int, int]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile keeps every header otherwise
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isreg():
                     continue
                 key, extension = split_key(member.name)
@@ -137,12 +138,11 @@ def build_index(shard: Path) -> list[list[Any]]:
                 if extension in IMAGE_EXTENSIONS:
                     if key in pictures:
                         raise ZooError(f"{shard} holds two pictures under the key {key!r}.")
-                    pictures[key] = span
+                    pictures[key], keys[key] = span, None
                 elif extension in TEXT_EXTENSIONS and (key not in texts or extension == TEXT_EXTENSIONS[0]):
-                    texts[key] = (extension, *span)
+                    texts[key], keys[key] = (extension, *span), None
     except (tarfile.TarError, EOFError) as error:
         raise ZooError(f"shard {shard} is damaged or not a plain tar file ({error}).") from None
-    keys = dict.fromkeys([*pictures, *texts])
     none = ("txt", *NO_MEMBER)
     return [
         [key, texts.get(key, none)[0], *pictures.get(key, NO_MEMBER), *texts.get(key, none)[1:]]
