@@ -1,0 +1,63 @@
+"""Which images and texts belong together, said by ids and asked for tile by tile, never as a dense matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Positives"]
+
+
+class Positives:
+    """The positive pairs between rows and columns: pairs whose ids intersect.
+
+    One side carries any number of ids (an image is an instance of several things), the other exactly one (a text is
+    about one thing); -1 pads and matches nothing. Memory is that of the ids; a tile's pairs come from a binary
+    search, so asking costs no comparison of every row with every column.
+
+    Args:
+        rows: (R,) or (R, m) int64 ids.
+        columns: (C,) or (C, n) int64 ids; at most one of m and n may exceed 1.
+
+    Example:
+        >>> positives = Positives(torch.tensor([[1, 9], [2, -1]]), torch.tensor([9, 2, 1]))
+        >>> positives.tile(0, 2)
+        (tensor([0, 0, 1]), tensor([2, 0, 1]))
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        rows, columns = _distinct(rows), _distinct(columns)
+        assert rows.shape[1] <= 1 or columns.shape[1] <= 1, "ids of one side must be single"
+        ids, order = columns.flatten().sort()
+        self._columns = order // columns.shape[1]
+        self._first = torch.searchsorted(ids, rows)
+        self._count = torch.where(rows < 0, 0, torch.searchsorted(ids, rows, right=True) - self._first)
+        self.counts = self._count.sum(1)
+        """(R,) int64, the number of positive columns of each row."""
+
+    def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """List the positive pairs of rows `start` to `stop`, each once.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+
+        Returns:
+            (P,) int64 row, counted from `start`, and (P,) int64 column of each pair, ordered by row.
+        """
+        first, count = self._first[start:stop], self._count[start:stop]
+        each = count.flatten()
+        total = int(each.sum())
+        slot = torch.repeat_interleave(each, output_size=total)
+        within = torch.arange(total, device=each.device) - (each.cumsum(0) - each)[slot]
+        return slot // max(first.shape[1], 1), self._columns[first.flatten()[slot] + within]
+
+
+def _distinct(ids: Tensor) -> Tensor:
+    """(n, m) ids of which a row holds none twice, the repeats turned into padding."""
+    if ids.ndim == 1:
+        return ids[:, None]
+    ids = ids.sort(1).values
+    repeated = torch.zeros_like(ids, dtype=torch.bool)
+    repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    return ids.masked_fill(repeated, -1)
