@@ -102,7 +102,7 @@ MODELS: dict[str, Entry] = {
     "clip-vit-l14-laion": Entry("clip", 427_616_513, 224),
     "clip-vit-h14-laion": Entry("clip", 986_109_441, 224),
     "clip-vit-g14-laion": Entry("clip", 1_366_678_273, 224),
-    "clip-tiny": Entry("clip", 990_337, 48),
+    "clip-tiny": Entry("clip", 892_033, 48),
 }
 
 

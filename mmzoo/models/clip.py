@@ -96,10 +96,10 @@ VARIANTS: dict[str, CLIPConfig] = {
             image_size=48, patch=8, width=96, depth=3, heads=3, hidden=384, norm_eps=1e-5, act="gelu", init="timm",
             pool="mean",
         ),
-        clip_text(vocab=4096, context=32, width=96, depth=2, heads=3, hidden=384, act="gelu"),
+        clip_text(vocab=3072, context=32, width=96, depth=2, heads=3, hidden=384, act="gelu"),
         64,
         ImageSpec(48, HALF, HALF, fit="squash"),
-        TextSpec("tiny", context=32, vocab=4096),
+        TextSpec("tiny", context=32, vocab=3072),
     ),
 }  # fmt: skip
 

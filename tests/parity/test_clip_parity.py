@@ -43,7 +43,7 @@ def _texts() -> torch.Tensor:
 
 
 def _open_clip(act: str, width: int, text_width: int, depth: int, patch: int, size: int):
-    from open_clip.model import CLIP as OpenCLIP
+    from open_clip.model import CLIP as OpenCLIP  # noqa: N811
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     return OpenCLIP(
