@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from mmzoo.errors import UsageError, ZooError, nearest
@@ -12,6 +11,7 @@ from mmzoo.ops.backends.packed import Jagged, Varlen
 from mmzoo.ops.backends.reference import Reference, reference_weights
 from mmzoo.ops.backends.sdpa import SDPA
 from mmzoo.ops.mask import CAUSAL, FULL, AttnMask, Packed, check
+from mmzoo.ops.precision import cast_as_autocast
 
 __all__ = [
     "BACKENDS",
@@ -78,7 +78,7 @@ def attend(
         ZooError: Shapes or dtypes do not fit, or the named backend refuses (with its reason).
         UsageError: There is no backend of that name.
     """
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    q, k, v = cast_as_autocast(q), cast_as_autocast(k), cast_as_autocast(v)
     check(q, k, v, mask, dropout_p)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = _choose(backend, q, k, v, mask, dropout_p)
@@ -100,7 +100,7 @@ def attend_weights(q: Tensor, k: Tensor, *, mask: AttnMask = FULL, scale: float 
     Raises:
         ZooError: Shapes or dtypes do not fit.
     """
-    q, k = _autocast(q), _autocast(k)
+    q, k = cast_as_autocast(q), cast_as_autocast(k)
     check(q, k, k, mask, 0.0)
     return reference_weights(q, k, mask, q.shape[-1] ** -0.5 if scale is None else scale)
 
@@ -123,7 +123,7 @@ def explain_choice(
     Raises:
         ZooError: Shapes or dtypes do not fit.
     """
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    q, k, v = cast_as_autocast(q), cast_as_autocast(k), cast_as_autocast(v)
     check(q, k, v, mask, dropout_p)
     return [(backend.name, backend.refuses(q, k, v, mask, dropout_p)) for backend in BACKENDS]
 
@@ -144,11 +144,3 @@ def _choose(name: str, q: Tensor, k: Tensor, v: Tensor, mask: AttnMask, dropout_
     raise UsageError(
         f"There is no attention backend {name!r}.{nearest(name, names)} Choose one of {', '.join(names)}."
     )
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """Cast as autocast would for torch's own attention (which leaves float64 alone)."""
-    device = x.device.type
-    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.ops.precision import autocast_off
 
 __all__ = ["Convention", "permute_channels", "rope_table", "rope_table_2d", "rotate"]
 
@@ -38,7 +39,7 @@ def rope_table(positions: Tensor, dim: int, *, base: float = 10000.0) -> tuple[T
     """
     if dim < 2 or dim % 2:
         raise ZooError(f"rotary positions turn pairs of channels: the head width must be even, got {dim}.")
-    with torch.autocast(positions.device.type, enabled=False):
+    with autocast_off(positions.device):
         angles = positions.to(torch.float32)[..., None] * _frequencies(dim // 2, base, positions.device)
         return angles.cos(), angles.sin()
 

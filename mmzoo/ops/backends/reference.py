@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmzoo.ops.mask import AttnMask, may_blank, visible
+from mmzoo.ops.precision import autocast_off
 
 __all__ = ["Reference", "reference_weights"]
 
@@ -23,7 +24,7 @@ def reference_weights(q: Tensor, k: Tensor, mask: AttnMask, scale: float) -> Ten
     Returns:
         (B, H, Lq, Lk); a row sums to one, or is zero where the query may see nothing.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with autocast_off(q.device):
         dtype = torch.promote_types(q.dtype, torch.float32)
         keys = k.to(dtype).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         scores = (q.to(dtype) * scale) @ keys.transpose(-2, -1)
@@ -55,6 +56,6 @@ class Reference:
         weights = reference_weights(q, k, mask, scale)
         if dropout_p > 0.0:
             weights = F.dropout(weights, dropout_p)
-        with torch.autocast(q.device.type, enabled=False):
+        with autocast_off(q.device):
             values = v.to(weights.dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
             return (weights @ values).to(v.dtype)
