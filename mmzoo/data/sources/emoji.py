@@ -132,8 +132,8 @@ def _training_texts(
     about = [
         name,
         f"a picture of {name}",
-        ", ".join((name, *words[0::2])),
-        ", ".join((name, *words[1::2])),
+        ", ".join((name, *words[0:3])),
+        ", ".join((name, *words[3:6])),
         f"{name}, {kind}",
         f"a picture of {name}, {kind}",
     ]
