@@ -169,7 +169,8 @@ class ResumableLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch of the next pass; one that is under way or restored goes on."""
-        if epoch != self._epoch:
+        finished = not self._announced and self._position >= len(self)
+        if epoch != self._epoch or finished:
             self._epoch, self._position, self._announced = epoch, 0, True
 
     def __iter__(self) -> Iterator[Any]:
