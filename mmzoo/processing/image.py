@@ -1,7 +1,9 @@
 """Pictures to tensors: safe decoding, the evaluation transform and random crops for training.
 
-Resizing runs on uint8 tensors (torchvision v2, which rounds as PIL does) and only the finished crop becomes float,
-in one multiply-add. The result equals open_clip's transform, which works on PIL images, at less than half its cost.
+Resizing runs on uint8 tensors (torchvision v2) and only the finished crop becomes float, in one multiply-add: less
+than half the cost of open_clip's transform, which works on PIL images. The two agree as far as 16-bit weights go:
+of a resized photograph 0.4 % of the values are one grey level off (6e-5 on average after normalisation).
+`exact=True` lets PIL resize, for results equal to the bit.
 """
 
 from __future__ import annotations
@@ -103,6 +105,8 @@ class ImageTransform:
 
     Args:
         spec: Size, crop or squash, filter and normalisation.
+        exact: Resize by PIL, bit for bit as open_clip and timm do with the same Pillow. (Pillow 13 turned the order
+            of its two passes round for some shapes; the default path keeps to the order of all earlier ones.)
         max_pixels: Larger pictures are refused before they are decoded.
 
     Example:
@@ -111,8 +115,9 @@ class ImageTransform:
         torch.Size([1, 3, 224, 224])
     """
 
-    def __init__(self, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, spec: ImageSpec, *, exact: bool = False, max_pixels: int = MAX_PIXELS) -> None:
         self.spec = spec
+        self.exact = exact
         self.max_pixels = max_pixels
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -156,22 +161,21 @@ class ImageTransform:
         Raises:
             BadImage: The picture cannot be used.
         """
-        pixels, spec = _decode(source, self.max_pixels), self.spec
+        pixels, spec, size = _decode(source, self.max_pixels), self.spec, self.spec.size
         if spec.fit == "squash":
-            return _resize(pixels, (spec.size, spec.size), spec)
+            return _resize(pixels, (size, size), spec, self.exact)
         height, width = pixels.shape[-2:]
-        short = math.floor(spec.size / spec.crop_pct)
-        # torchvision's rounding: the long side is cut down, the crop's corner goes to the even neighbour.
+        short = math.floor(size / spec.crop_pct)
+        # torchvision's rounding: the long side is cut down, a half in the crop's corner goes to the even neighbour.
         new_h, new_w = (
             (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
         )
-        top, left = round((new_h - spec.size) / 2), round((new_w - spec.size) / 2)
+        top, left = round((new_h - size) / 2), round((new_w - size) / 2)
         if max(new_h, new_w) > _EXTREME * short:
             y, x = height / new_h, width / new_w
-            box = (left * x, top * y, min((left + spec.size) * x, width), min((top + spec.size) * y, height))
-            return _resize_box(pixels, box, spec)
-        resized = _resize(pixels, (new_h, new_w), spec)
-        return resized[:, top : top + spec.size, left : left + spec.size]
+            return _resize_box(pixels, (left * x, top * y, (left + size) * x, (top + size) * y), spec)
+        resized = _resize(pixels, (new_h, new_w), spec, self.exact)
+        return resized[:, top : top + size, left : left + size]
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,9 @@ class TrainTransform:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UsageError(f"scale must be two shares of the area with 0 < low <= high <= 1, not {self.scale}.")
+            raise UsageError(
+                f"scale must be two shares of the area with 0 < low <= high <= 1, not {self.scale}."
+            )
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UsageError(f"ratio must be two numbers with 0 < low <= high, not {self.ratio}.")
 
@@ -269,7 +275,9 @@ def _read(source: bytes | str | Path | IO[bytes]) -> tuple[bytes, str]:
     elif hasattr(source, "read"):
         data, name = source.read(), str(getattr(source, "name", "the image"))
     else:
-        raise UsageError(f"an image is bytes, a path, an open file or a PIL image, not {type(source).__name__}.")
+        raise UsageError(
+            f"an image is bytes, a path, an open file or a PIL image, not {type(source).__name__}."
+        )
     if not data:
         raise BadImage(f"{name} is empty (0 bytes).")
     return data, name
@@ -288,7 +296,9 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"{name} is too large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(f"{name} is not a picture in a known format ({', '.join(_known_formats())}).") from error
+        raise BadImage(
+            f"{name} is not a picture in a known format ({', '.join(_known_formats())})."
+        ) from error
     except Exception as error:  # a damaged file trips each format's parser in its own way
         raise BadImage(f"{name} has a damaged header: {error or type(error).__name__}.") from error
     _check_size(image, name, max_pixels)
@@ -335,11 +345,27 @@ def _decode(source: ImageSource, max_pixels: int) -> Tensor:
     return _to_tensor(_to_rgb(image, name))
 
 
-def _resize(pixels: Tensor, size: tuple[int, int], spec: ImageSpec) -> Tensor:
+def _to_image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _resize(pixels: Tensor, size: tuple[int, int], spec: ImageSpec, exact: bool = False) -> Tensor:
+    """Resize to height and width, antialiased."""
+    if exact:
+        return _to_tensor(_to_image(pixels).resize(size[::-1], _PIL_FILTER[spec.interpolation]))
     return resize(pixels, list(size), _TORCH_FILTER[spec.interpolation], antialias=True)
 
 
 def _resize_box(pixels: Tensor, box: tuple[float, float, float, float], spec: ImageSpec) -> Tensor:
     """Resize the part of a picture inside `box` (left, top, right, bottom) as if the whole had been resized."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    return _to_tensor(image.resize((spec.size, spec.size), _PIL_FILTER[spec.interpolation], box=box))
+    size, resample = spec.size, _PIL_FILTER[spec.interpolation]
+    left, top, right, bottom = box
+    # The filter reaches two (resized) pixels beyond the box; what lies further out only costs memory.
+    x, y = (math.ceil(2 * max(1, length / size)) + 1 for length in (right - left, bottom - top))
+    x0, y0 = max(0, int(left) - x), max(0, int(top) - y)
+    near = _to_image(pixels[:, y0 : math.ceil(bottom) + y, x0 : math.ceil(right) + x])
+    # One axis at a time, or Pillow 13 may choose the other order and round otherwise.
+    wide = near.resize(
+        (size, near.height), resample, (left - x0, 0, min(right - x0, near.width), near.height)
+    )
+    return _to_tensor(wide.resize((size, size), resample, (0, top - y0, size, min(bottom - y0, near.height))))

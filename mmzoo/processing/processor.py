@@ -41,7 +41,9 @@ class Processor:
             if text_spec is None:
                 text_spec = tokenizer.spec
             elif tokenizer.spec != text_spec:
-                raise UsageError(f"the tokenizer was built for {tokenizer.spec}, the processor for {text_spec}.")
+                raise UsageError(
+                    f"the tokenizer was built for {tokenizer.spec}, the processor for {text_spec}."
+                )
         self.image_spec = image_spec
         self.text_spec = text_spec
         self.transform = ImageTransform(image_spec)

@@ -73,7 +73,9 @@ class _Templates(Mapping[str, tuple[str, ...]]):
         if name == "imagenet":
             return tuple(template("{}") for template in _metadata().OPENAI_IMAGENET_TEMPLATES)
         if name not in _OWN:
-            raise UsageError(f"no templates named {name!r}.{nearest(name, self)} There are {', '.join(self)}.")
+            raise UsageError(
+                f"no templates named {name!r}.{nearest(name, self)} There are {', '.join(self)}."
+            )
         return _OWN[name]
 
     def __contains__(self, name: object) -> bool:

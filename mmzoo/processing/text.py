@@ -101,7 +101,9 @@ class Tokenizer:
         kind = _KINDS[spec.kind]
         missing = [token for token in kind.all if core.token_to_id(token) is None]
         if missing:
-            raise ZooError(f"this vocabulary lacks {', '.join(missing)}; it is not one of kind {spec.kind!r}.")
+            raise ZooError(
+                f"this vocabulary lacks {', '.join(missing)}; it is not one of kind {spec.kind!r}."
+            )
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
         if self.vocab_size != spec.vocab:
             raise ZooError(
@@ -133,7 +135,9 @@ class Tokenizer:
         """
         found: int | None = self._core.token_to_id(token)
         if found is None:
-            raise ZooError(f"the {self.spec.kind!r} vocabulary of {self.vocab_size} entries has no {token!r}.")
+            raise ZooError(
+                f"the {self.spec.kind!r} vocabulary of {self.vocab_size} entries has no {token!r}."
+            )
         return found
 
     def tokens(self, text: str) -> list[str]:
@@ -210,7 +214,9 @@ def build_tokenizer(spec: TextSpec, vocabulary: str | Path | None = None) -> Tok
     if spec.kind not in _KINDS:
         raise ZooError(f"unknown tokenizer kind {spec.kind!r}; there are {', '.join(_KINDS)}.")
     if vocabulary is not None and spec.kind != "bert":
-        raise UsageError(f"a {spec.kind!r} tokenizer brings its own vocabulary; leave out {str(vocabulary)!r}.")
+        raise UsageError(
+            f"a {spec.kind!r} tokenizer brings its own vocabulary; leave out {str(vocabulary)!r}."
+        )
     if spec.kind == "clip":
         return Tokenizer(Core.from_str(_clip_json()), spec)
     if spec.kind == "tiny":
@@ -230,7 +236,9 @@ def build_tokenizer(spec: TextSpec, vocabulary: str | Path | None = None) -> Tok
 
 def tiny_vocabulary() -> list[str]:
     """The entries of the carried WordPiece vocabulary (`assets/tiny_vocab.txt`), in the order of their ids."""
-    return resources.files("mmzoo.processing").joinpath("assets/tiny_vocab.txt").read_text("utf-8").splitlines()
+    return (
+        resources.files("mmzoo.processing").joinpath("assets/tiny_vocab.txt").read_text("utf-8").splitlines()
+    )
 
 
 def find_bert_vocabulary() -> Path | None:
@@ -331,9 +339,7 @@ def _clip_json() -> str:
 
 def _clip_words(letters: str, digits: str) -> str:
     """CLIP's word pattern: contractions, runs of letters, single digits, runs of anything else but white space."""
-    return (
-        rf"{_CLIP.bos}|{_CLIP.eos}|'s|'t|'re|'ve|'m|'ll|'d|[{letters}]+|[{digits}]|[^\s{letters}{digits}]+"
-    )
+    return rf"{_CLIP.bos}|{_CLIP.eos}|'s|'t|'re|'ve|'m|'ll|'d|[{letters}]+|[{digits}]|[^\s{letters}{digits}]+"
 
 
 _ASCII_WORDS = re.compile(_clip_words("a-z", "0-9"))
