@@ -144,6 +144,7 @@ class Jagged:
 
 def _nest(x: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """(1, H, T, D) -> nested (S, H, L_s, D)."""
-    flat = x[0].transpose(0, 1)
+    # The kernel for the CPU is chosen only if tokens follow each other in memory; otherwise torch looks for a GPU.
+    flat = x[0].transpose(0, 1).contiguous()
     nested: Tensor = torch.nested.nested_tensor_from_jagged(flat, offsets.long(), max_seqlen=longest)
     return nested.transpose(1, 2)
