@@ -99,7 +99,7 @@ def require(opened: Opened, capability: str, what: str) -> None:
         (name for name, entry in zoo.MODELS.items() if capability in zoo.FAMILIES[entry.family].capabilities),
         key=lambda name: zoo.MODELS[name].params,
     )
-    some = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+    some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     raise ZooError(f"{opened.name} cannot {what} (it {can}). Models that can: {some or 'none so far'}.")
 
 

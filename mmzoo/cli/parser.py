@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from mmzoo.errors import UsageError, nearest
 
-__all__ = ["Parser", "add_model_options", "positive", "read_lines"]
+__all__ = ["Parser", "add_model_options", "positive"]
 
 
 def positive(text: str) -> int:
@@ -56,10 +55,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].split("=")[0]
             known = [name for action in self._actions for name in action.option_strings]
+            verb = self.prog.removeprefix("mmzoo ")
             kind = "option" if flag.startswith("-") else "use for the argument"
-            raise UsageError(
-                f"{self.prog} has no {kind} {flag!r}.{nearest(flag, known)} See {self.prog} --help."
-            )
+            raise UsageError(f"{verb} has no {kind} {flag!r}.{nearest(flag, known)} See {self.prog} --help.")
         return args
 
 
@@ -79,23 +77,3 @@ def add_model_options(parser: Parser, *, batch_size: int = 64) -> None:
         help=f"pictures at a time ({batch_size})",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (a GPU if there is one)")
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file without blank ones, stripped.
-
-    Raises:
-        UsageError: The file is missing, holds no text, or is not text.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UsageError(f"no file {path}.") from None
-    except IsADirectoryError:
-        raise UsageError(f"{path} is a folder; expected a text file with one entry per line.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a UTF-8 text file.") from None
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise UsageError(f"{path} is empty; expected one entry per line.")
-    return found

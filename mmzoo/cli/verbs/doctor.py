@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from mmzoo.apps.doctor import Diagnosis, doctor
 from mmzoo.cli.parser import Parser
 from mmzoo.cli.render import print_json, table
+
+if TYPE_CHECKING:
+    from mmzoo.apps.doctor import Diagnosis
 
 __all__ = ["main"]
 
@@ -16,6 +19,8 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("doctor", "Versions, devices, attention backends, extras and folders: for a bug report.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.read(argv[1:])
+    from mmzoo.apps.doctor import doctor  # torch, only once the words are known to be right
+
     found = doctor()
     if args.json:
         print_json(found)

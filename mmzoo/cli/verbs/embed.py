@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from mmzoo.apps.embed import embed
-from mmzoo.cli.parser import Parser, add_model_options, read_lines
+from mmzoo.cli.parser import Parser, add_model_options
 from mmzoo.cli.render import print_json, progress_bar, say, say_broken
 
 __all__ = ["main"]
@@ -34,12 +32,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.read(argv[1:])
+    from mmzoo.apps.embed import embed  # torch, only once the words are known to be right
+    from mmzoo.apps.labels import read_lines
+
     with progress_bar("embedding") as progress:
         done = embed(
             args.model,
             args.images,
             out=args.out,
-            texts=read_lines(Path(args.texts)) if args.texts else (),
+            texts=read_lines(args.texts) if args.texts else (),
             data=args.data,
             split=args.split,
             pretrained=args.pretrained,
