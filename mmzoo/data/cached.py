@@ -1,6 +1,7 @@
 """A small set decoded once: every later batch is one gather, one augmentation and one look-up of tokens.
 
-For sets of a few thousand small pictures, where decoding and cropping one by one would cost more than training.
+For sets of a few thousand small pictures, where decoding and cropping one by one would cost more than
+training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ LARGEST = 4 * 2**30  # bytes of pixels
 class CachedReader(Dataset[Read | ZooError]):
     """Holds a whole source as pixels at the model's size.
 
-    Broken samples are found once, here, and left out; their share is judged by the caller from `seen` and `broken`.
+    Broken samples are found once, here, and left out; their share is judged by the caller from `seen` and
+    `broken`.
 
     Args:
         source: What to hold.

@@ -1,7 +1,7 @@
 """A loader that knows where it stands: exact epochs, split over processes, resumed where it was left.
 
 Lightning saves and restores any loader with `state_dict`/`load_state_dict` and tells it the epoch through
-`loader.sampler.set_epoch`; `ResumableLoader` has both. It is not a torch `DataLoader` (it drives one), so
+`loader.batch_sampler.sampler`; `ResumableLoader` has both. It is not a torch `DataLoader` (it drives one), so
 Lightning leaves its sharding alone.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -163,9 +164,9 @@ class ResumableLoader:
         return len(self.order)
 
     @property
-    def sampler(self) -> ResumableLoader:
-        """Itself: Lightning announces epochs by `loader.sampler.set_epoch(epoch)`."""
-        return self
+    def batch_sampler(self) -> SimpleNamespace:
+        """Leads back here: Lightning announces epochs by `loader.batch_sampler.sampler.set_epoch(epoch)`."""
+        return SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch of the next pass; one that is under way or restored goes on."""

@@ -17,9 +17,24 @@ from torch.utils.data import Dataset
 from mmzoo.data.collate import Collate, Drawn, draw
 from mmzoo.data.sample import Sample, Source
 from mmzoo.errors import ZooError
-from mmzoo.processing.image import BadImage, ImageSource
+from mmzoo.processing.augment import BatchAugment
+from mmzoo.processing.image import BadImage, ImageSource, ImageTransform, normalize
+from mmzoo.spec import ImageSpec
 
-__all__ = ["BatchReader", "Broken", "Finish", "Prepare", "Read", "Step", "ToPixels", "generator", "mix"]
+__all__ = [
+    "BatchReader",
+    "Broken",
+    "Finish",
+    "Normalise",
+    "Prepare",
+    "Read",
+    "Step",
+    "ToPixels",
+    "Whole",
+    "generator",
+    "in_a_row",
+    "mix",
+]
 
 ToPixels = Callable[[ImageSource, torch.Generator], Tensor]
 """Makes an undecoded or decoded picture (3, H, W) uint8; raises `BadImage`."""
@@ -83,6 +98,34 @@ def mix(*numbers: int) -> int:
 def generator(seed: int) -> torch.Generator:
     """A CPU generator seeded with a number from `mix`."""
     return torch.Generator().manual_seed(seed)
+
+
+class Whole:
+    """`ToPixels` of evaluation: the model's own resizing and cropping, nothing random."""
+
+    def __init__(self, transform: ImageTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: ImageSource, generator: torch.Generator) -> Tensor:
+        """Give (3, H, W) uint8."""
+        return self.transform.pixels(image)
+
+
+class Normalise:
+    """`Finish` of every model: augment the batch if asked to, then subtract the mean and divide.
+
+    Args:
+        spec: Gives mean and standard deviation.
+        augment: Changes pixels before that; None in evaluation.
+    """
+
+    def __init__(self, spec: ImageSpec, augment: BatchAugment | None = None) -> None:
+        self.spec = spec
+        self.augment = augment
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Give (B, 3, H, W) float32."""
+        return normalize(pixels if self.augment is None else self.augment(pixels, generator), self.spec)
 
 
 class Prepare:

@@ -207,18 +207,18 @@ def test_lightnings_calls(source, tokens):
     iter(loader)
     loader.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 3})
     passing = iter(loader)
-    loader.sampler.set_epoch(1)
+    loader.batch_sampler.sampler.set_epoch(1)
     same(list(passing), whole[1][3:])
-    loader.sampler.set_epoch(2)
+    loader.batch_sampler.sampler.set_epoch(2)
     same(list(loader), whole[2])
     # an epoch that limit_train_batches cut short does not leak into the next
-    loader.sampler.set_epoch(0)
+    loader.batch_sampler.sampler.set_epoch(0)
     next(iter(loader))
-    loader.sampler.set_epoch(1)
+    loader.batch_sampler.sampler.set_epoch(1)
     same(list(loader), whole[1])
     # saved at the very end of an epoch
     loader.load_state_dict({**loader.state_dict(), "epoch": 0, "position": 5})
-    loader.sampler.set_epoch(1)
+    loader.batch_sampler.sampler.set_epoch(1)
     same(list(loader), whole[1])
 
 
