@@ -1,0 +1,494 @@
+"""Weight maps as tables of rules that go both ways, strictly.
+
+A rule says which tensors of a published layout make one tensor of mmzoo. `{i}` stands for a block number on both sides.
+What may happen between the two sides is a closed set of operations, each with its inverse, so that a table read from
+left to right loads a file and read from right to left writes one.
+
+Every source name must be claimed by exactly one rule, and every tensor of the model must be filled, or the error
+lists both sides. There is no other mode.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mmzoo.errors import ZooError, nearest
+
+__all__ = [
+    "HWIO",
+    "Arange",
+    "Drop",
+    "Fuse",
+    "FuseWithoutKeyBias",
+    "HeadsBias",
+    "HeadsIn",
+    "HeadsOut",
+    "Lead",
+    "LogInverse",
+    "Op",
+    "RotaryPairs",
+    "Rule",
+    "Same",
+    "Scalar",
+    "TensorSource",
+    "Tie",
+    "Transpose",
+    "apply",
+    "invert",
+    "unmatched",
+]
+
+
+class TensorSource(Protocol):
+    """Named tensors that are read one at a time, so that a file larger than memory can be walked."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every name with its shape, without reading a tensor."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        ...
+
+
+class Op(Protocol):
+    """An invertible step between the tensors of a layout and one tensor of mmzoo."""
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Join the layout's tensors into ours."""
+        ...
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Split our tensor into so many of the layout's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Same:
+    """The same tensor under another name."""
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Take the one part."""
+        return parts[0]
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Give it back."""
+        return [whole]
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A matrix stored as (in, out) where a linear layer holds (out, in)."""
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """(in, out) to (out, in)."""
+        return parts[0].transpose(0, 1)
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """(out, in) to (in, out)."""
+        return [whole.transpose(0, 1)]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A tensor that lacks so many leading axes of size one: a class token stored as (D,) for our (1, 1, D)."""
+
+    axes: int
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Add the axes."""
+        return parts[0].reshape((1,) * self.axes + tuple(parts[0].shape))
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Take them away."""
+        return [whole.reshape(whole.shape[self.axes :])]
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Tensors laid end to end along the first axis: query, key and value; key and value; gate and value.
+
+    Attributes:
+        sizes: Rows of each part, or None where all parts have as many.
+        each: What happens to each part before.
+    """
+
+    sizes: tuple[int, ...] | None = None
+    each: Op = Same()
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Lay the parts end to end."""
+        return torch.cat([self.each.join([part]) for part in parts])
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Cut at the sizes."""
+        pieces = whole.chunk(parts) if self.sizes is None else torch.split(whole, list(self.sizes))
+        return [self.each.split(piece, 1)[0] for piece in pieces]
+
+
+@dataclass(frozen=True)
+class FuseWithoutKeyBias:
+    """EVA's biases: query and value have one, the key has none.
+
+    A key bias shifts every score of a row alike, so the softmax does not see it; ours is zero.
+    """
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """(q_bias, v_bias) to [q_bias, 0, v_bias]."""
+        q, v = parts
+        return torch.cat([q, torch.zeros_like(q), v])
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Leave the key's part out."""
+        q, _, v = whole.chunk(3)
+        return [q, v]
+
+
+@dataclass(frozen=True)
+class HWIO:
+    """A convolution kernel stored as (height, width, in, out), as flax does."""
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """To (out, in, height, width)."""
+        return parts[0].permute(3, 2, 0, 1)
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """To (height, width, in, out)."""
+        return [whole.permute(2, 3, 1, 0)]
+
+
+@dataclass(frozen=True)
+class HeadsIn:
+    """A projection into heads stored as (in, heads, dim), as flax does."""
+
+    heads: int
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """To (heads * dim, in)."""
+        return parts[0].flatten(1).transpose(0, 1)
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """To (in, heads, dim)."""
+        return [whole.transpose(0, 1).reshape(whole.shape[1], self.heads, -1)]
+
+
+@dataclass(frozen=True)
+class HeadsBias:
+    """A bias of heads stored as (heads, dim)."""
+
+    heads: int
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """To (heads * dim,)."""
+        return parts[0].flatten()
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """To (heads, dim)."""
+        return [whole.reshape(self.heads, -1)]
+
+
+@dataclass(frozen=True)
+class HeadsOut:
+    """A projection out of heads stored as (heads, dim, out)."""
+
+    heads: int
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """To (out, heads * dim)."""
+        return parts[0].flatten(0, 1).transpose(0, 1)
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """To (heads, dim, out)."""
+        return [whole.transpose(0, 1).reshape(self.heads, -1, whole.shape[0])]
+
+
+@dataclass(frozen=True)
+class LogInverse:
+    """A temperature that divides the cosines, stored as our log-scale: `log_scale = -ln(temperature)`."""
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Temperature to log-scale."""
+        return -parts[0].log()
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Log-scale to temperature."""
+        return [(-whole).exp()]
+
+
+@dataclass(frozen=True)
+class RotaryPairs:
+    """Query or key rows whose rotary pairs are neighbours (2i, 2i + 1), for our halves (i, i + dim / 2)."""
+
+    heads: int
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Neighbours to halves."""
+        half = parts[0].shape[0] // self.heads // 2
+        rows = parts[0].reshape(self.heads, half, 2, *parts[0].shape[1:])  # (H, D/2, 2, ...)
+        return rows.transpose(1, 2).flatten(0, 2)
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Halves to neighbours."""
+        half = whole.shape[0] // self.heads // 2
+        rows = whole.reshape(self.heads, 2, half, *whole.shape[1:])  # (H, 2, D/2, ...)
+        return [rows.transpose(1, 2).flatten(0, 2)]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A second copy of a tensor that another rule already fills: it must be equal, and is written out again."""
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Take the one part."""
+        return parts[0]
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Write the copy."""
+        return [whole]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A tensor that a model of mmzoo does not hold, and why. It is not written back."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Arange:
+    """The numbers 0, 1, ... that some libraries save as a buffer: checked when read, made when written.
+
+    Attributes:
+        length: How many.
+        lead: Leading axes of size one.
+        optional: Whether newer files leave it out; then it is not written either.
+    """
+
+    length: int
+    lead: int = 1
+    optional: bool = True
+
+    def make(self) -> Tensor:
+        """The buffer, int64."""
+        return torch.arange(self.length).reshape((1,) * self.lead + (self.length,))
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A whole number that a layout repeats as a tensor, such as OpenAI's `input_resolution`.
+
+    It is checked when read and made when written.
+    """
+
+    value: int
+
+    def make(self) -> Tensor:
+        """The tensor, 0-dimensional int64."""
+        return torch.tensor(self.value)
+
+
+class Rule(NamedTuple):
+    """One row of a weight map.
+
+    Attributes:
+        source: A name in the layout, or several that make one tensor; `{i}` is a block number.
+        target: The name in mmzoo's `state_dict`, or None for `Drop`, `Arange` and `Scalar`.
+        op: What happens between the two.
+    """
+
+    source: str | tuple[str, ...]
+    target: str | None
+    op: Op | Drop | Arange | Scalar = Same()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source names as a tuple."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    # `{*}` in a Drop rule swallows any rest of a name
+    escaped = re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{\*\}", r".*")
+    return re.compile(escaped + r"\Z")
+
+
+class _Claim(NamedTuple):
+    rule: Rule
+    part: int
+    block: str | None
+
+
+def _claims(rules: list[Rule], names: list[str]) -> tuple[dict[str, _Claim], list[str]]:
+    """Which rule claims which name; and the names that none claims."""
+    patterns = [(rule, part, _pattern(source)) for rule in rules for part, source in enumerate(rule.sources)]
+    claimed: dict[str, _Claim] = {}
+    orphans = []
+    for name in names:
+        hits = []
+        for rule, part, pattern in patterns:
+            if match := pattern.match(name):
+                hits.append(_Claim(rule, part, match.groupdict().get("i")))
+        assert len(hits) <= 1, f"the map claims {name} twice: {[h.rule for h in hits]}"
+        if hits:
+            claimed[name] = hits[0]
+        else:
+            orphans.append(name)
+    return claimed, orphans
+
+
+def _fill(template: str, block: str | None) -> str:
+    return template if block is None else template.replace("{i}", block)
+
+
+def unmatched(rules: list[Rule], names: list[str]) -> int:
+    """How many of `names` no rule claims: the smaller, the better the layout fits."""
+    return len(_claims(rules, names)[1])
+
+
+def _listing(title: str, names: list[str], count: int = 5) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{len(names)} {title}: {', '.join(names[:count])}{more}"
+
+
+def apply(
+    rules: list[Rule], source: TensorSource, wanted: Mapping[str, tuple[int, ...]], where: str, hint: str = ""
+) -> Iterator[tuple[str, Tensor]]:
+    """Turn a published checkpoint into mmzoo's tensors, one at a time.
+
+    Everything that shapes and names can tell is checked before the first tensor is read.
+
+    Args:
+        rules: The layout's table.
+        source: The checkpoint.
+        wanted: Names and shapes of the model to fill.
+        where: What to call the checkpoint in a message.
+        hint: A sentence to end an error with, such as the layout that fits better.
+
+    Yields:
+        Names of the model with their tensors, in the source's dtype.
+
+    Raises:
+        ZooError: A source name is unclaimed, a tensor of the model is not filled, a shape differs, a tied copy is not
+            equal; the message lists both sides.
+    """
+    shapes = source.shapes()
+    claimed, orphans = _claims(rules, list(shapes))
+    made: dict[str, dict[int, str]] = {}
+    ops: dict[str, Op] = {}
+    ties: list[tuple[str, str]] = []
+    for name, claim in claimed.items():
+        op = claim.rule.op
+        if isinstance(op, Drop):
+            continue
+        if isinstance(op, Arange):
+            if not torch.equal(source.tensor(name).reshape(-1).long().cpu(), torch.arange(op.length)):
+                raise ZooError(f"{where}: {name} should hold 0..{op.length - 1} and does not.{hint}")
+            continue
+        if isinstance(op, Scalar):
+            if int(source.tensor(name)) != op.value:
+                raise ZooError(f"{where}: {name} is {int(source.tensor(name))}, wanted {op.value}.{hint}")
+            continue
+        assert claim.rule.target is not None
+        target = _fill(claim.rule.target, claim.block)
+        if isinstance(op, Tie):
+            ties.append((name, target))
+            continue
+        made.setdefault(target, {})[claim.part] = name
+        ops[target] = op
+    parts_missing = []
+    for rule in rules:
+        if rule.target is None or isinstance(rule.op, (Tie, Drop, Arange, Scalar)) or len(rule.sources) == 1:
+            continue
+        for target, parts in made.items():
+            match = _pattern(rule.target).match(target)
+            if match and len(parts) < len(rule.sources):
+                block = match.groupdict().get("i")
+                parts_missing += [_fill(s, block) for p, s in enumerate(rule.sources) if p not in parts]
+    missing = sorted(wanted.keys() - made.keys())
+    unknown = sorted(made.keys() - wanted.keys())
+    # a tensor whose parts are incomplete is named by its missing parts; the others by the source that would fill them
+    lacking = sorted({*parts_missing, *(name for target in missing for name in _sources_of(rules, target))})
+    beyond = sorted(orphans + [name for target in unknown for name in made[target].values()])
+    if lacking or beyond or missing:
+        sides = []
+        if beyond:
+            sides.append(_listing("not claimed", beyond) + nearest(beyond[0], lacking))
+        if lacking or missing:
+            sides.append(_listing("missing", lacking or missing))
+        raise ZooError(f"{where} does not fit: {'; '.join(sides)}.{hint}")
+    wrong = []
+    for target, parts in made.items():
+        # meta tensors run the operation on shapes alone
+        try:
+            empty = [torch.empty(shapes[parts[p]], device="meta") for p in range(len(parts))]
+            found = tuple(ops[target].join(empty).shape)
+        except (RuntimeError, IndexError, ValueError):
+            found = ()
+        if found != wanted[target]:
+            stored = " + ".join(f"{parts[p]} {shapes[parts[p]]}" for p in range(len(parts)))
+            wrong.append(f"{stored} does not make {target} {wanted[target]}")
+    wrong += [
+        f"{name} {shapes[name]} is no copy of {target} {wanted.get(target)}"
+        for name, target in ties
+        if shapes[name] != wanted.get(target)
+    ]
+    if wrong:
+        raise ZooError(f"{where} does not fit: {_listing('of another shape', sorted(wrong), 3)}.{hint}")
+    tied: dict[str, list[str]] = {}
+    for name, target in ties:
+        tied.setdefault(target, []).append(name)
+    for target, parts in made.items():
+        tensor = ops[target].join([source.tensor(parts[p]) for p in range(len(parts))])
+        for name in tied.get(target, []):
+            if not torch.equal(source.tensor(name), tensor):
+                raise ZooError(
+                    f"{where}: {name} should equal {', '.join(parts.values())}, as the two are one tensor in "
+                    "the model, and does not: the file was edited, or trained untied."
+                )
+        yield target, tensor
+
+
+def _sources_of(rules: list[Rule], target: str) -> list[str]:
+    """The layout's names that would fill `target`."""
+    for rule in rules:
+        if rule.target is None or isinstance(rule.op, Tie):
+            continue
+        if match := _pattern(rule.target).match(target):
+            return [_fill(source, match.groupdict().get("i")) for source in rule.sources]
+    return [target]
+
+
+def invert(rules: list[Rule], tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Turn mmzoo's tensors into a published layout's, one at a time.
+
+    Args:
+        rules: The layout's table.
+        tensors: The model's names with their tensors.
+
+    Yields:
+        The layout's names with contiguous tensors in the dtype they came in.
+
+    Raises:
+        ZooError: The layout has no place for one of the tensors.
+    """
+    patterns = [(rule, _pattern(rule.target)) for rule in rules if rule.target is not None]
+    for name, tensor in tensors:
+        hits = [(rule, match) for rule, pattern in patterns if (match := pattern.match(name))]
+        if not any(not isinstance(rule.op, Tie) for rule, _ in hits):
+            raise ZooError(
+                f"this layout has no place for {name}.{nearest(name, [r.target or '' for r in rules])}"
+            )
+        for rule, match in hits:
+            assert not isinstance(rule.op, (Drop, Arange, Scalar))
+            block = match.groupdict().get("i")
+            for source, part in zip(rule.sources, rule.op.split(tensor, len(rule.sources)), strict=True):
+                yield _fill(source, block), part.contiguous()
+    for rule in rules:
+        if isinstance(rule.op, Scalar) or (isinstance(rule.op, Arange) and not rule.op.optional):
+            yield rule.sources[0], rule.op.make()
