@@ -260,9 +260,10 @@ def save(
         ZooError: The object is not a model of the zoo.
     """
     from mmzoo import __version__
+    from mmzoo.files import atomic_path
     from mmzoo.models.capabilities import capabilities_of
     from mmzoo.weights.card import model_card
-    from mmzoo.weights.io import atomic_path, weights_hash, write_json, write_tensors
+    from mmzoo.weights.io import weights_hash, write_json, write_tensors
 
     folder, family = Path(folder), family_of(model)
     if folder.exists() and not folder.is_dir():

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from mmzoo import __version__
+from mmzoo.files import cache_dir
 from mmzoo.ops.attention import CAUSAL, FULL, AttnMask, Packed, explain_choice
 from mmzoo.paths import share_dirs
 
@@ -53,7 +54,7 @@ class Diagnosis(NamedTuple):
         threads: torch's threads, and the environment variables that set them.
         attention: Which backend computes what here, and why.
         extras: Optional parts.
-        folders: Where mmzoo's files, its carried configs and data, and downloads lie.
+        folders: Where mmzoo's files, its carried configs and data, its cache and the hub's downloads lie.
     """
 
     versions: dict[str, str]
@@ -168,6 +169,7 @@ def _folders() -> dict[str, str]:
     return {
         "mmzoo": str(Path(__file__).resolve().parent.parent),
         "configs and data": ", ".join(map(str, share_dirs())) or "none found",
+        "cache": str(cache_dir()),
         "downloads": str(hub),
         "python": sys.executable,
     }

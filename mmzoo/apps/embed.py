@@ -17,9 +17,10 @@ from mmzoo.data.open import open_source
 from mmzoo.data.reader import Broken
 from mmzoo.data.sample import Source
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.files import atomic_path
 from mmzoo.metrics.zeroshot import encode_texts
 from mmzoo.models.capabilities import EmbedsPairs
-from mmzoo.weights.io import atomic_path, write_tensors
+from mmzoo.weights.io import write_tensors
 
 __all__ = ["Embedded", "embed"]
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmzoo.errors import ZooError, nearest
+from mmzoo.files import atomic_path
 
 __all__ = [
-    "atomic_path",
     "load_strictly",
     "read_json",
     "read_tensors",
@@ -27,34 +24,6 @@ __all__ = [
     "write_json",
     "write_tensors",
 ]
-
-
-@contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside `target`; on success it takes the target's place, on failure it is removed.
-
-    The content reaches the disk before the name changes, so a crash leaves the old file or the new one, never half
-    of one.
-
-    Example:
-        with atomic_path(Path("a.json")) as path:
-            path.write_text("{}")
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files private; a saved model is an ordinary file
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -58,6 +58,8 @@ def test_extras_say_what_is_missing(monkeypatch):
 
 def test_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("MMZOO_CACHE", str(tmp_path / "own"))
     folders = doctor().folders
     assert folders["downloads"] == str(tmp_path)
+    assert folders["cache"] == str(tmp_path / "own")
     assert folders["mmzoo"].endswith("mmzoo")

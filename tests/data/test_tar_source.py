@@ -77,14 +77,14 @@ def test_index_is_used_and_rebuilt_when_the_shard_changes(shards, tmp_path, make
 
 def test_index_of_a_read_only_folder_goes_to_the_cache(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    original = tar_module._write_atomically
+    original = tar_module.atomic_path
 
-    def refuse(path, content):  # permissions do not bind the superuser, so the refusal is made here
+    def refuse(path):  # permissions do not bind the superuser, so the refusal is made here
         if path.parent == tmp_path:
             raise PermissionError(path)
-        original(path, content)
+        return original(path)
 
-    monkeypatch.setattr(tar_module, "_write_atomically", refuse)
+    monkeypatch.setattr(tar_module, "atomic_path", refuse)
     first = [TarSource(str(shards))[i] for i in range(5)]
     assert not list(tmp_path.glob("*.idx.json"))
     assert len(list((tmp_path / "cache" / "mmzoo" / "tar-index").glob("*.idx.json"))) == 2

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmzoo.weights.io import atomic_path
+from mmzoo.files import atomic_path
 
 __all__ = [
     "MATRIX_MAX",

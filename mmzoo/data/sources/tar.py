@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 from mmzoo.data.sample import Sample
 from mmzoo.data.sources.shards import IMAGE_EXTENSIONS, TEXT_EXTENSIONS, expand_shards, parse_text, split_key
 from mmzoo.errors import ZooError
+from mmzoo.files import atomic_path, cache_dir
 
 __all__ = ["TarSource", "build_index", "load_index"]
 
@@ -96,7 +95,8 @@ def load_index(shard: Path) -> list[list[Any]]:
     stat = shard.stat()
     stamp = {"version": VERSION, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     beside = shard.with_name(shard.name + ".idx.json")
-    cached = _cache_folder() / f"{hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:24]}.idx.json"
+    name = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:24]
+    cached = cache_dir() / "tar-index" / f"{name}.idx.json"
     for place in (beside, cached):
         try:
             stored = json.loads(place.read_text(encoding="utf-8"))
@@ -108,8 +108,8 @@ def load_index(shard: Path) -> list[list[Any]]:
     content = json.dumps({"stamp": stamp, "samples": samples}, separators=(",", ":"))
     for place in (beside, cached):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(place, content)
+            with atomic_path(place) as part:
+                part.write_text(content, encoding="utf-8")
             break
         except OSError:
             continue
@@ -148,21 +148,3 @@ def build_index(shard: Path) -> list[list[Any]]:
         [key, texts.get(key, none)[0], *pictures.get(key, NO_MEMBER), *texts.get(key, none)[1:]]
         for key in keys
     ]
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mmzoo" / "tar-index"
-
-
-def _write_atomically(path: Path, content: str) -> None:
-    """Write beside and rename, so that a reader, or a second process building the same, never sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared data set's index from everyone else
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
