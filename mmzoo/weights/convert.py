@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.weights.io import atomic_path, write_json
+from mmzoo.files import atomic_path
+from mmzoo.weights.io import write_json
 from mmzoo.weights.layout import Layout, Plain, fill
 from mmzoo.weights.maps import LAYOUTS, get_layout
 from mmzoo.weights.read import open_checkpoint, side_files
@@ -161,8 +162,8 @@ class SafetensorsWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         """Write one tensor; `shapes` must name it."""
         raw = tensor.detach().cpu().contiguous()
-        data = raw.reshape(-1).view(torch.uint8).numpy() if raw.numel() else b""
-        self._file.write(memoryview(data))
+        if raw.numel():
+            self._file.write(raw.reshape(-1).view(torch.uint8).numpy().data)
         end = self._offset + raw.numel() * raw.element_size()
         self._entries[name] = {
             "dtype": _SAFE_DTYPES[raw.dtype],

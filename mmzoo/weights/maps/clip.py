@@ -235,8 +235,8 @@ def _transformers_side(config: Plain) -> dict[str, Plain]:
         "vision_config": {
             "model_type": "clip_vision_model", "hidden_size": vision["width"], "intermediate_size": vision["hidden"],
             "num_hidden_layers": vision["depth"], "num_attention_heads": vision["heads"],
-            "image_size": vision["image_size"], "patch_size": vision["patch"], "hidden_act": transformers_act(vision["act"]),
-            "layer_norm_eps": vision["norm_eps"], **common,
+            "image_size": vision["image_size"], "patch_size": vision["patch"],
+            "hidden_act": transformers_act(vision["act"]), "layer_norm_eps": vision["norm_eps"], **common,
         },
         "text_config": {
             "model_type": "clip_text_model", "vocab_size": text["vocab"], "hidden_size": text["width"],
