@@ -1,0 +1,9 @@
+"""Training: Lightning modules, callbacks and files around pure losses. Needs Lightning, which nothing below does."""
+
+from mmzoo.lit.base import LitBase, Recipe
+from mmzoo.lit.callbacks import ExportWeights, RunReport
+from mmzoo.lit.checkpoints import Checkpoints
+from mmzoo.lit.clip import LitCLIP
+from mmzoo.lit.vit import LitViT
+
+__all__ = ["Checkpoints", "ExportWeights", "LitBase", "LitCLIP", "LitViT", "Recipe", "RunReport"]

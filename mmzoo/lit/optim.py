@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from mmzoo import dist
 from mmzoo.errors import ZooError
 
 __all__ = [
     "NO_DECAY",
+    "average_gradients",
     "build_optimizer",
     "clip_gradients",
     "layer_factors",
@@ -187,3 +189,11 @@ def clip_gradients(
         nn.utils.clip_grad_value_(parameters, limit)
         return None
     return nn.utils.clip_grad_norm_(parameters, limit)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average gradients over processes, for steps whose backward passes DDP cannot follow."""
+    for parameter in parameters:
+        if dist.world() > 1 and parameter.grad is not None:
+            dist.sum_over_ranks(parameter.grad).div_(dist.world())

@@ -1,0 +1,280 @@
+"""What every family's training shares: building, freezing, optimizing, averaging, resuming."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmzoo.errors import UsageError, ZooError, nearest
+from mmzoo.lit.ema import Ema
+from mmzoo.lit.optim import build_optimizer, clip_gradients, warmup_cosine
+from mmzoo.zoo import FAMILIES, MODELS, create_model, create_processor, family_of
+
+if TYPE_CHECKING:
+    from mmzoo.processing.processor import Processor
+
+__all__ = ["LitBase", "Recipe", "build_model", "step_seed"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, whatever the family.
+
+    Attributes:
+        warmup_steps: Optimizer steps over which the rate rises to its full value; a cosine brings it down after.
+        floor: Share of the full rate that is left at the end.
+        layer_decay: Factor on the rate per layer from a tower's top to its input; 1 for none.
+        ema_decay: Keep an average of the weights with this decay, evaluate it and export it; None for none.
+        freeze: Modules or parameters of the model that stay as they are, by dotted name: `vision`, `text.embed`.
+        checkpointing: Recompute activations in the backward pass instead of keeping them (less memory, 1/3 slower).
+        compile_towers: Compile the towers' blocks; worth it on GPUs only.
+    """
+
+    warmup_steps: int = 0
+    floor: float = 0.0
+    layer_decay: float = 1.0
+    ema_decay: float | None = None
+    freeze: tuple[str, ...] = ()
+    checkpointing: bool = False
+    compile_towers: bool = False
+
+
+def build_model(family: str, model: Any, pretrained: str | None) -> nn.Module:
+    """Build a model of one family by its name or from its config.
+
+    Raises:
+        UsageError: No such model, or one of another family.
+    """
+    known = [name for name, entry in MODELS.items() if entry.family == family]
+    if not isinstance(model, str):
+        if family_of(model) != family:
+            raise UsageError(f"expected a {FAMILIES[family].config}, found a {type(model).__name__}.")
+        return create_model(known[0], config=model, pretrained=pretrained)
+    if model in MODELS and model not in known:
+        raise UsageError(f"{model} is a {MODELS[model].family} model; here {', '.join(known)} fit.")
+    return create_model(model, pretrained=pretrained)
+
+
+def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """A well-mixed 64-bit seed for one training step (the finaliser of splitmix64 after each number)."""
+    mask, state = (1 << 64) - 1, 0
+    for number in (seed, epoch, batch, rank):
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state
+
+
+class LitBase(LightningModule):
+    """Trains `model`; a family adds its steps.
+
+    Randomness of the forward pass (dropout, stochastic depth, patch dropout) is seeded anew for every step from
+    the run's seed, the epoch, the batch and the rank. So it depends neither on validation nor on the loader's
+    workers, and a run resumed in the middle of an epoch goes on as if it had never stopped.
+
+    Args:
+        model: A model of the zoo.
+        optimizer: Makes the optimizer from parameter groups.
+        recipe: Everything else about training.
+        pretrained: Whether the weights came from a file; then frozen ones are left out of checkpoints.
+    """
+
+    monitor = "val/score"  # what `best.ckpt` is best at; larger is better
+
+    def __init__(
+        self, model: nn.Module, optimizer: OptimizerCallable, recipe: Recipe, *, pretrained: bool = False
+    ):
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.chance: dict[str, float] = {}  # what guessing gives, by metric
+        self._make_optimizer = optimizer
+        self._left_out: frozenset[str] = frozenset()
+        self._frozen = [_freeze(model, name) for name in recipe.freeze]
+        if pretrained:
+            self._left_out = frozenset(n for n, p in self.named_parameters() if not p.requires_grad)
+        if recipe.checkpointing:
+            towers = [m for m in model.modules() if hasattr(m, "set_checkpointing")]
+            if not towers:
+                raise UsageError(f"{type(model).__name__} has no tower that can recompute activations.")
+            for tower in towers:
+                tower.set_checkpointing(True)
+        self.ema = Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None
+        self._seed = torch.initial_seed() % 2**32
+
+    @cached_property
+    def processor(self) -> Processor:
+        """The model's preprocessing; data modules take it from here."""
+        return create_processor(self.model)
+
+    # -- modes --------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> LitBase:
+        """Switch to training or evaluation; frozen modules stay in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            if isinstance(module, nn.Module):
+                module.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Switch to training: models of the zoo come in eval mode, and Lightning leaves modes as they are."""
+        self.train()
+        if self.recipe.compile_towers:
+            for module in self.model.modules():
+                for block in getattr(module, "blocks", ()):
+                    block.compile()  # in place, so names in the state dict stay; one graph serves all blocks
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed this step."""
+        torch.manual_seed(step_seed(self._seed, self.current_epoch, batch_idx, self.global_rank))
+
+    # -- optimizing ---------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over parameter groups, and warm-up with cosine by optimizer step."""
+        total = self.trainer.estimated_stepping_batches
+        if total < 0 or math.isinf(total):
+            raise ZooError(
+                "the length of the run is unknown, because the data is a stream or max_epochs is -1: "
+                "set trainer.max_steps, which the learning rate's schedule needs."
+            )
+        optimizer = build_optimizer(self.model, self._make_optimizer, layer_decay=self.recipe.layer_decay)
+        schedule = warmup_cosine(
+            optimizer, warmup=self.recipe.warmup_steps, total=int(total), floor=self.recipe.floor
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip under every precision, and log the norm; see `clip_gradients` for why Lightning's own is not used."""
+        if gradient_clip_val:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            norm = clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm", scaler)
+            if norm is not None:
+                self.log("train/grad_norm", norm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then what must follow each step: the family's clamp, and the average."""
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+        if self.ema is not None:
+            self.ema.update()
+
+    def after_step(self) -> None:
+        """What a family does to its parameters after each optimizer step."""
+
+    @staticmethod
+    def next_command(export: Path) -> str:
+        """A command that uses what a run exported, to print when it ends."""
+        return f"mmzoo show {export}"
+
+    def log_step(self, loss: Tensor, **metrics: Tensor | float) -> Tensor:
+        """Log a training step under `train/`, and stop the run if the loss is not a number.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ZooError: The loss is infinite or not a number.
+        """
+        # on a GPU the check waits for the device, so it is done where the log waits anyway
+        if self.device.type == "cpu" or self.global_step % max(1, self.trainer.log_every_n_steps) == 0:
+            self.require_finite(loss)
+        rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in (metrics | {"lr": rate}).items()})
+        return loss
+
+    def require_finite(self, loss: Tensor) -> None:
+        """Raise a `ZooError` that says what to do if the loss is infinite or not a number."""
+        if not bool(torch.isfinite(loss.detach()).all()):
+            rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+            raise ZooError(
+                f"the loss is {float(loss.detach())} at step {self.global_step + 1} (learning rate {rate:.3g}): training "
+                "stops here and the last checkpoint stays as it is. Lower the rate, lengthen the warm-up or set "
+                "--trainer.gradient_clip_val 1, then go on from it with --ckpt_path last."
+            )
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def log_heldout(self, name: str, value: float, chance: float) -> None:
+        """Log a held-out number with what guessing would give beside it.
+
+        Args:
+            name: `"<split>/<metric>"`.
+            value: The number.
+            chance: What a model that learnt nothing would get.
+        """
+        self.chance[name] = chance
+        # every rank computes the same numbers from gathered embeddings, so their mean is the number
+        self.log_dict({name: value, f"{name}.chance": chance}, sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Lend the average to the model. The epoch hooks are used, so that checkpoints see the weights themselves."""
+        if self.ema is not None:
+            self.ema.lend()
+
+    def on_validation_epoch_end(self) -> None:
+        """Take the average back; a family computes its numbers before calling this."""
+        if self.ema is not None:
+            self.ema.take_back()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        """As after validation."""
+        self.on_validation_epoch_end()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the average and the seed; leave out frozen weights that come from a file anyway."""
+        checkpoint["mmzoo"] = {"seed": self._seed, "ema": self.ema.state_dict() if self.ema else None}
+        for name in self._left_out:
+            checkpoint["state_dict"].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Undo `on_save_checkpoint`.
+
+        Raises:
+            ZooError: The checkpoint was written with or without an average, other than this run's.
+        """
+        state = checkpoint.get("mmzoo", {})
+        self._seed = state.get("seed", self._seed)
+        own = self.state_dict()
+        checkpoint["state_dict"] |= {name: own[name] for name in self._left_out}
+        if self.ema is not None:
+            if not state.get("ema"):
+                raise ZooError(
+                    "the checkpoint holds no average of weights, because its run had no recipe.ema_decay: leave it "
+                    "out here too, or start a new run."
+                )
+            self.ema.load_state_dict(state["ema"])
+
+
+def _freeze(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
+    """Freeze the module or parameter of that name."""
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    found = modules.get(name, parameters.get(name)) if name else None
+    if found is None:
+        raise UsageError(
+            f"recipe.freeze: {type(model).__name__} has no part {name!r}.{nearest(name, [*modules, *parameters])} "
+            f"Its largest parts: {', '.join(n for n, _ in model.named_children())}."
+        )
+    found.requires_grad_(False)
+    return found

@@ -1,0 +1,193 @@
+"""Trains CLIP: two towers, one contrastive loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import AdamW
+
+from mmzoo import dist
+from mmzoo.data.batch import CaptionBatch
+from mmzoo.errors import UsageError
+from mmzoo.lit.base import LitBase, Recipe, build_model
+from mmzoo.lit.heldout import HeldOutPairs, Split, splits_of
+from mmzoo.lit.optim import average_gradients
+from mmzoo.losses.accumulate import cached_step, refuse_batch_statistics
+from mmzoo.losses.contrastive import Contrastive, clip_loss
+from mmzoo.losses.sigmoid import siglip_loss
+from mmzoo.models.clip import CLIP, CLIPConfig
+from mmzoo.processing.templates import TEMPLATES
+from mmzoo.zoo import get_config
+
+__all__ = ["LitCLIP"]
+
+MAX_LOG_SCALE = math.log(100.0)  # CLIP, section 2.5
+SIGMOID_START = {"logit_scale": math.log(10.0), "logit_bias": -10.0}  # SigLIP, algorithm 1
+
+
+class LitCLIP(LitBase):
+    """Contrasts each batch's images with its texts.
+
+    Args:
+        model: A CLIP's name, or its config in full.
+        pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
+        loss: `softmax` is CLIP's; `sigmoid` is SigLIP's, whose model gets the bias it needs if it has none.
+        gather: Which pairs are contrasted under several processes: `auto` those of all, at the least cost
+            (`local`); `none` each process its own.
+        accumulate: Run the towers in so many pieces of the batch, one loss over all of it: exact, with the
+            activations of one piece in memory, at the cost of a second forward pass.
+        templates: Name of the sentences for zero-shot evaluation.
+        optimizer: Its class and settings; fused unless said otherwise.
+        recipe: Schedule, freezing, averaging and the like.
+    """
+
+    model: CLIP
+
+    def __init__(
+        self,
+        model: str | CLIPConfig = "clip-tiny",
+        pretrained: str | None = None,
+        loss: Literal["softmax", "sigmoid"] = "softmax",
+        gather: Literal["auto", "none", "global", "local"] = "auto",
+        accumulate: int = 1,
+        templates: str = "simple",
+        # betas and epsilon of CLIP's ViTs (Radford et al. 2021, table 19)
+        optimizer: OptimizerCallable = lambda params: AdamW(
+            params, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
+        ),
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+    ):
+        if accumulate < 1:
+            raise UsageError(f"accumulate is {accumulate}; it is a number of pieces, at least 1.")
+        if templates not in TEMPLATES:
+            raise UsageError(f"no templates named {templates!r}; there are {', '.join(TEMPLATES)}.")
+        config = get_config(model) if isinstance(model, str) else model
+        if loss == "sigmoid" and isinstance(config, CLIPConfig) and config.logit_bias is None:
+            model = replace(config, **SIGMOID_START)
+        super().__init__(
+            build_model("clip", model, pretrained), optimizer, recipe, pretrained=pretrained is not None
+        )
+        self.loss, self.gather, self.accumulate, self.templates = loss, gather, accumulate, templates
+        self._waiting: CaptionBatch | None = None
+        self._done: Contrastive | None = None
+        self._heldout: list[tuple[Split, HeldOutPairs]] = []
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def contrast(self, image: Tensor, text: Tensor, batch: CaptionBatch, gather: str | None = None) -> Contrastive:
+        """The loss of unit vectors `image` (B, E) and `text` (B, E) with the batch's ids."""
+        gather = gather or self.gather
+        if gather == "auto":
+            gather = "local" if dist.world() > 1 else "none"
+        ids = {"image_ids": batch.image_ids, "text_ids": batch.text_ids, "gather": gather}
+        if self.loss == "sigmoid":
+            return siglip_loss(image, text, self.model.scale, self.model.logit_bias, **ids)
+        return clip_loss(image, text, self.model.scale, **ids)
+
+    def embed(self, batch: CaptionBatch) -> tuple[Tensor, Tensor]:
+        """Unit vectors (B, E) of the images and of the texts."""
+        return self.model.encode_image(batch.images), self.model.encode_text(batch.ids, batch.keep)
+
+    def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        """One loss; with `accumulate`, everything happens in `backward`, where gradients may be written."""
+        if self.accumulate > 1:
+            self._waiting = batch
+            return torch.zeros((), device=self.device, requires_grad=True)
+        return self._told(self.contrast(*self.embed(batch), batch))
+
+    def _told(self, out: Contrastive) -> Tensor:
+        accuracy = (out.image_accuracy + out.text_accuracy) / 2
+        return self.log_step(out.loss, accuracy=accuracy, scale=self.model.scale.detach())
+
+    def on_fit_start(self) -> None:
+        """Prepare for gradients that are written piece by piece."""
+        super().on_fit_start()
+        if self.accumulate > 1:
+            refuse_batch_statistics(self.model)
+            if hasattr(self.trainer.model, "require_backward_grad_sync"):
+                # DDP counts on one backward pass a step; here there are several, so `backward` averages itself
+                self.trainer.model.require_backward_grad_sync = False
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward of the loss, or of all pieces of the waiting batch."""
+        if self._waiting is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        batch, self._waiting = self._waiting, None
+        precision = self.trainer.precision_plugin
+        scaler = getattr(precision, "scaler", None)
+
+        def embed(piece: CaptionBatch) -> tuple[Tensor, Tensor]:
+            with precision.forward_context():  # Lightning's own autocast ended with the training step
+                return self.embed(piece)
+
+        def backward(scalar: Tensor) -> None:
+            (scalar if scaler is None else scaler.scale(scalar)).backward()
+
+        self._done = cached_step(
+            embed, pieces(batch, self.accumulate), lambda *both: self.contrast(*both, batch), backward=backward
+        )
+        average_gradients(self.parameters())
+
+    def on_after_backward(self) -> None:
+        """Log what `backward` computed."""
+        if self._done is not None:
+            self._told(self._done)
+            self._done = None
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Keep the softmax's multiplier within [1, 100]."""
+        if self.loss == "softmax":
+            self.model.logit_scale.clamp_(0.0, MAX_LOG_SCALE)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start collecting anew."""
+        super().on_validation_epoch_start()
+        self._heldout = [(split, HeldOutPairs()) for split in splits_of(self.trainer)]
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch of the split."""
+        image, text = self.embed(batch)
+        self._heldout[dataloader_idx][1].add(image, text, batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Retrieval both ways and zero-shot accuracy on each split, chance beside each."""
+        scores = []
+        for split, pairs in self._heldout:
+            numbers = pairs.numbers(self.model, self.processor, split.classes, TEMPLATES[self.templates], self.device)
+            for name, (value, chance) in numbers.items():
+                self.log_heldout(f"{split.name}/{name}", value, chance)
+            scores.append((numbers["i2t_r1"][0] + numbers["t2i_r1"][0]) / 2)
+        if scores:
+            self.log(self.monitor, scores[0], sync_dist=True)
+        self._heldout = []
+        super().on_validation_epoch_end()
+
+    @staticmethod
+    def next_command(export: Path) -> str:
+        """Name what is in pictures."""
+        return f"mmzoo zeroshot --model {export} --labels cat,dog PICTURE..."
+
+    def predict_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Unit vectors of the batch's images and texts, with the keys of its samples."""
+        image, text = self.embed(batch)
+        return {"keys": batch.keys, "image": image, "text": text}
+
+
+def pieces(batch: CaptionBatch, count: int) -> list[CaptionBatch]:
+    """Cut a batch into at most `count` pieces of (nearly) equal size; they share the ids of the whole."""
+    parts = zip(batch.images.chunk(count), batch.ids.chunk(count), batch.keep.chunk(count), strict=True)
+    return [batch._replace(images=images, ids=ids, keep=keep) for images, ids, keep in parts]

@@ -1,0 +1,176 @@
+"""The files of a run: `metrics.csv` while it goes on, `metrics.json` and `curve.png` for whoever looks at it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+__all__ = ["RunLogger", "best_of", "draw_curve", "last_of"]
+
+log = logging.getLogger("mmzoo")
+Row = dict[str, float]
+
+
+class RunLogger(Logger):
+    """Writes every logged number to `metrics.csv` in the run folder.
+
+    A row has the number of optimizer steps done (`step`), the seconds since the run began (`seconds`) and whatever
+    was logged then. Rows reach the disk at once, so a killed run keeps them.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = Path(folder)
+        self.rows: list[Row] = []
+        self._columns: list[str] = []
+        self._start = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.folder.name
+
+    @property
+    def version(self) -> str:
+        """A run folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.folder)
+
+    @property
+    def path(self) -> Path:
+        """The CSV file."""
+        return self.folder / "metrics.csv"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the run folder holds config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row; `step` counts from 0, the file from 1."""
+        row: Row = {"step": (step or 0) + 1, "seconds": round(time.monotonic() - self._start, 3)}
+        row |= {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        self.rows.append(row)
+        new = [name for name in row if name not in self._columns]
+        if new:  # a column that was not there before: the header must change, so write all rows again
+            self._columns += new
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def resume(self, step: int) -> None:
+        """Take over the rows that an interrupted run wrote up to `step`; later ones will come again."""
+        if not self.path.exists():
+            return
+        with self.path.open(newline="") as file:
+            old = [_numbers(row) for row in csv.DictReader(file)]
+        self.rows = [row for row in old if row and row.get("step", math.inf) <= step]
+        self._columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        if self.rows:
+            self._start = time.monotonic() - max(row["seconds"] for row in self.rows)
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".csv.part")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)
+
+
+def _numbers(row: dict[str, str]) -> Row:
+    """A row of the file as numbers; empty if the row was cut short by a kill."""
+    try:
+        return {name: float(value) for name, value in row.items() if value != ""}
+    except (TypeError, ValueError):
+        return {}
+
+
+def last_of(rows: list[Row]) -> Row:
+    """The last value of each metric."""
+    last: Row = {}
+    for row in rows:
+        last |= row
+    return {name: value for name, value in last.items() if name not in ("step", "seconds")}
+
+
+def best_of(rows: list[Row], chance: dict[str, float]) -> dict[str, dict[str, float]]:
+    """The best value of each held-out metric with its step: the largest, or for a loss the smallest."""
+    best: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            loss = name.endswith("/loss") and not name.startswith("train/")
+            if not (loss or name in chance):
+                continue
+            old = best.get(name)
+            if old is None or (value < old["value"] if loss else value > old["value"]):
+                best[name] = {"value": value, "step": row["step"]}
+    return best
+
+
+def draw_curve(rows: list[Row], chance: dict[str, float], path: Path, title: str) -> bool:
+    """Draw losses and held-out numbers over the steps of a run.
+
+    Args:
+        rows: What was logged.
+        chance: What guessing gives, by metric; drawn dotted.
+        path: The PNG to write.
+        title: Stands over the picture.
+
+    Returns:
+        Whether it was drawn: not without rows or without matplotlib, which a log line then says.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.info("no learning curve was drawn: matplotlib is missing (pip install 'mmzoo[plots]').")
+        return False
+    losses = _series(rows, [n for n in _names(rows) if n.endswith("/loss")])
+    heldout = _series(rows, [n for n in _names(rows) if n in chance])
+    if not losses and not heldout:
+        return False
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)  # no window, no global state: training must not touch the user's pyplot
+    left, right = figure.subplots(1, 2)
+    for axes, curves, label in ((left, losses, "loss"), (right, heldout, "held-out")):
+        for index, (name, points) in enumerate(curves.items()):
+            few = {"marker": "o", "markersize": 3} if len(points) < 30 else {}
+            axes.plot(*zip(*points, strict=True), label=name, color=f"C{index % 10}", **few)
+            if name in chance:
+                axes.axhline(chance[name], color=f"C{index % 10}", linestyle=":", linewidth=1)
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend(fontsize=7)
+    right.set_ylim(bottom=0)
+    right.set_title("dotted: chance", fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _names(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _series(rows: list[Row], names: list[str]) -> dict[str, list[tuple[float, float]]]:
+    return {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}

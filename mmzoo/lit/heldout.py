@@ -1,0 +1,153 @@
+"""Held-out numbers collected over a validation loop, with what guessing would get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from mmzoo import dist
+from mmzoo.data.batch import CaptionBatch
+from mmzoo.metrics.retrieval import recall
+from mmzoo.metrics.zeroshot import EncodesText, TokenizesText, build_classifier
+from mmzoo.ops.pairs import Positives
+
+__all__ = ["HeldOutClasses", "HeldOutPairs", "Numbers", "Split", "chance_recall", "splits_of"]
+
+Numbers = dict[str, tuple[float, float]]
+"""Metric to (value, what guessing gives)."""
+
+
+class Split(NamedTuple):
+    """A held-out split of the data module.
+
+    Attributes:
+        name: As it stands in metrics.
+        classes: Names that labels index, or None.
+    """
+
+    name: str
+    classes: tuple[str, ...] | None
+
+
+def splits_of(trainer: Trainer) -> list[Split]:
+    """The splits that the running loop goes through, in the order of its loaders."""
+    data = trainer.datamodule
+    sources = getattr(data, "test_sources" if trainer.testing else "val_sources", None)
+    if sources:
+        return [Split(name, source.classes) for name, source in sources.items()]
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    count = len(loaders) if isinstance(loaders, list | tuple) else 1
+    return [Split("val" if count == 1 else f"val{i}", None) for i in range(count)]
+
+
+def chance_recall(positives: Tensor, candidates: int, k: int) -> float:
+    """The recall@k of a random order, averaged over queries.
+
+    Args:
+        positives: (Q,) how many of the candidates are right for each query.
+        candidates: N.
+        k: How many are looked at.
+
+    Returns:
+        The mean over queries that have a positive of 1 - C(N - p, k) / C(N, k).
+    """
+    p = positives[positives > 0].double()
+    if len(p) == 0:
+        return 0.0
+    misses = torch.ones_like(p)
+    for j in range(min(k, candidates)):
+        misses *= (candidates - p - j).clamp_min(0) / (candidates - j)
+    return float(1 - misses.mean())
+
+
+def _gathered(parts: Sequence[Tensor]) -> Tensor:
+    return dist.gather_no_grad(torch.cat(list(parts)))
+
+
+def _padded(ids: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
+
+
+class HeldOutPairs:
+    """Embeddings of a split's images and texts."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, ...]] = []
+
+    def add(self, image: Tensor, text: Tensor, batch: CaptionBatch) -> None:
+        """Take unit vectors (B, E) of a batch's images and texts."""
+        labels = batch.labels if batch.labels is not None else torch.full_like(batch.text_ids, -1)
+        self._parts.append((image.float(), text.float(), batch.image_ids, batch.text_ids, labels))
+
+    def numbers(
+        self,
+        model: EncodesText,
+        processor: TokenizesText,
+        classes: Sequence[str] | None,
+        templates: Sequence[str],
+        device: torch.device,
+    ) -> Numbers:
+        """Recall@1, 5 and 10 both ways over the whole split, and zero-shot accuracy where it has classes."""
+        columns = list(zip(*self._parts, strict=True))
+        width = max(ids.shape[1] for ids in columns[2])
+        if dist.world() > 1:
+            width = int(dist.max_over_ranks(torch.tensor(width, device=device)))
+        columns[2] = tuple(_padded(ids, width) for ids in columns[2])
+        image, text, image_ids, text_ids, labels = (_gathered(column) for column in columns)
+        both_ways = {
+            "i2t": (image, text, Positives(image_ids, text_ids)),
+            "t2i": (text, image, Positives(text_ids, image_ids)),
+        }
+        found: Numbers = {}
+        for way, (queries, candidates, positives) in both_ways.items():
+            recalls = recall(queries, candidates, positives)
+            for k in (1, 5, 10):
+                found[f"{way}_r{k}"] = (float(recalls[k]), chance_recall(positives.counts, len(candidates), k))
+        known = labels >= 0
+        if classes and bool(known.any()):
+            classifier = build_classifier(model, processor, classes, templates, device=device)
+            guesses = (image[known] @ classifier.float().T).argmax(1)
+            right = (guesses == labels[known]).double().mean()
+            found["zeroshot_top1"] = (float(right), majority(labels[known]))
+        return found
+
+
+def majority(labels: Tensor) -> float:
+    """Share of the most frequent label, which is what always guessing it gives."""
+    return float(labels.bincount().max() / len(labels))
+
+
+class HeldOutClasses:
+    """Counts of a split's right answers."""
+
+    def __init__(self) -> None:
+        self._labels: list[Tensor] = []
+        self._ranks: list[Tensor] = []
+        self._classes = 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Take logits (B, C) and labels (B,); -1 is not counted."""
+        known = labels >= 0
+        logits, labels = logits[known].float(), labels[known]
+        right = logits.gather(1, labels[:, None])
+        # a class that ties with the right one counts as before it, so a constant model is not right by luck
+        self._ranks.append((logits >= right).sum(1) - 1)
+        self._labels.append(labels)
+        self._classes = logits.shape[1]
+
+    def numbers(self) -> Numbers:
+        """Top-1 and top-5 accuracy; chance is the most frequent classes always guessed."""
+        labels, ranks = _gathered(self._labels), _gathered(self._ranks)
+        shares = (labels.bincount().double() / max(len(labels), 1)).sort(descending=True).values
+        found: Numbers = {}
+        for k in (1, 5):
+            if k == 1 or self._classes > k:
+                found[f"top{k}"] = (float((ranks < k).double().mean()), float(shares[:k].sum()))
+        if math.isnan(found["top1"][0]):
+            found["top1"] = (0.0, 0.0)
+        return found

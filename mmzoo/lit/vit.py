@@ -1,0 +1,114 @@
+"""Trains a ViT classifier: cross-entropy, with label smoothing and mixup for training from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW
+
+from mmzoo.data.batch import ClassBatch
+from mmzoo.errors import UsageError, ZooError
+from mmzoo.lit.base import LitBase, Recipe, build_model
+from mmzoo.lit.heldout import HeldOutClasses, splits_of
+from mmzoo.models.vit import ViT, ViTConfig
+from mmzoo.zoo import get_config
+
+__all__ = ["LitViT"]
+
+
+class LitViT(LitBase):
+    """Names what is in each image.
+
+    Args:
+        model: A ViT's name, or its config in full.
+        pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
+        classes: Size of the head; None keeps the config's.
+        label_smoothing: Share of a target's mass spread over all classes.
+        mixup: Images are mixed in pairs with a share drawn from Beta(mixup, mixup) (Zhang et al. 2018); 0 for none.
+        optimizer: Its class and settings; fused unless said otherwise.
+        recipe: Schedule, freezing, averaging and the like.
+    """
+
+    model: ViT
+
+    def __init__(
+        self,
+        model: str | ViTConfig = "vit-tiny",
+        pretrained: str | None = None,
+        classes: int | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        # from scratch on ImageNet: Dosovitskiy et al. 2021, table 3
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=3e-3, betas=(0.9, 0.999), weight_decay=0.3),
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+    ):
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1).")
+        if mixup < 0:
+            raise UsageError(f"mixup is {mixup}; it must be 0 or more.")
+        if classes is not None:
+            model = replace(get_config(model) if isinstance(model, str) else model, classes=classes)
+        super().__init__(build_model("vit", model, pretrained), optimizer, recipe, pretrained=pretrained is not None)
+        self.label_smoothing, self.mixup = label_smoothing, mixup
+        self._heldout: list[HeldOutClasses] = []
+
+    def on_fit_start(self) -> None:
+        """Refuse data whose classes are not the head's."""
+        super().on_fit_start()
+        head = self.model.config.classes
+        for split in splits_of(self.trainer):
+            if split.classes is not None and len(split.classes) != head:
+                raise ZooError(
+                    f"the data has {len(split.classes)} classes and the model's head {head}: set model.classes to "
+                    f"{len(split.classes)}."
+                )
+
+    def training_step(self, batch: ClassBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy of the (mixed) images."""
+        images, other, share = batch.images, batch.labels, 1.0
+        if self.mixup:
+            share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+            order = torch.randperm(len(images), device=images.device)
+            images, other = torch.lerp(images[order], images, share), batch.labels[order]
+        logits = self.model(images).float()  # (B, C); the loss is float32 whatever the autocast
+        loss = share * self._entropy(logits, batch.labels) + (1 - share) * self._entropy(logits, other)
+        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
+        return self.log_step(loss, accuracy=accuracy)
+
+    def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=self.label_smoothing)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        super().on_validation_epoch_start()
+        self._heldout = [HeldOutClasses() for _ in splits_of(self.trainer)]
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: ClassBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count a batch of the split."""
+        self._heldout[dataloader_idx].add(self.model(batch.images), batch.labels)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy on each split, chance beside it."""
+        scores = []
+        for split, counts in zip(splits_of(self.trainer), self._heldout, strict=True):
+            numbers = counts.numbers()
+            for name, (value, chance) in numbers.items():
+                self.log_heldout(f"{split.name}/{name}", value, chance)
+            scores.append(numbers["top1"][0])
+        if scores:
+            self.log(self.monitor, scores[0], sync_dist=True)
+        self._heldout = []
+        super().on_validation_epoch_end()
+
+    def predict_step(self, batch: ClassBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Logits (B, C) of the batch, with the keys of its samples."""
+        return {"keys": batch.keys, "logits": self.model(batch.images)}
