@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -54,7 +53,7 @@ _PIL_FILTER = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 _TORCH_FILTER = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 
 
-class BadImage(ZooError):
+class BadImage(ZooError):  # noqa: N818 (said of the picture, as `raise BadImage` reads)
     """A picture that cannot be used: missing, empty, truncated, too large or no picture at all."""
 
 
@@ -226,22 +225,32 @@ class TrainTransform:
 
     def _crop(self, source: ImageSource, draws: list[float]) -> Tensor:
         size = self.spec.size
-        if self.fast_decode and not isinstance(source, Image.Image):
+        if isinstance(source, Image.Image):
+            pixels = _decode(source, self.max_pixels)
+        else:
             data, name = _read(source)
-            image = _open(data, name, self.max_pixels)
-            width, height = image.size
-            top, left, h, w = self._box(height, width, draws)
-            # Pillow picks the strongest reduction that is not smaller than what is asked for.
-            image.draft("RGB", (math.ceil(width * size / w), math.ceil(height * size / h)))
-            if image.size != (width, height):
-                x, y = image.width / width, image.height / height  # of the rounded sizes, or the crop drifts
-                box = (left * x, top * y, (left + w) * x, (top + h) * y)
-                rgb = _to_rgb(image, name)
-                return _to_tensor(rgb.resize((size, size), _PIL_FILTER[self.spec.interpolation], box=box))
-            source = data
-        pixels = _decode(source, self.max_pixels)
-        top, left, h, w = self._box(*pixels.shape[-2:], draws)
+            if self.fast_decode:
+                crop = self._scaled_crop(_open(data, name, self.max_pixels), name, draws)
+                if crop is not None:
+                    return crop
+            pixels = _decode_bytes(data, name, self.max_pixels)
+        top, left, h, w = self._box(pixels.shape[1], pixels.shape[2], draws)
         return _resize(pixels[:, top : top + h, left : left + w], (size, size), self.spec)
+
+    def _scaled_crop(self, image: Image.Image, name: str, draws: list[float]) -> Tensor | None:
+        """The crop out of a JPEG decoded at a fraction of its size, or None where that does not apply."""
+        size, (width, height) = self.spec.size, image.size
+        top, left, h, w = self._box(height, width, draws)
+        # Pillow picks the strongest reduction that is not smaller than what is asked for.
+        image.draft("RGB", (math.ceil(width * size / w), math.ceil(height * size / h)))
+        if image.size == (width, height):
+            return None
+        # Each decoded pixel stands for exactly `factor` of the file's; the last one may reach over the edge, so
+        # the ratio of the two (rounded) sizes would let the crop drift.
+        factor = round(width / image.width)
+        box = (left / factor, top / factor, (left + w) / factor, (top + h) / factor)
+        resample = _PIL_FILTER[self.spec.interpolation]
+        return _to_tensor(_to_rgb(image, name).resize((size, size), resample, box=box))
 
     def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop: the first of ten tries that fits, as torchvision does it."""
@@ -311,7 +320,8 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         raise BadImage(f"{name} has no pixels ({width} x {height}).")
     if width * height > max_pixels:
         raise BadImage(
-            f"{name} has {width} x {height} pixels, more than the {max_pixels:,} allowed; shrink it or raise max_pixels."
+            f"{name} has {width} x {height} pixels, more than the {max_pixels:,} allowed; "
+            "shrink it or raise max_pixels."
         )
 
 
@@ -331,17 +341,35 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+_AS_RGB = 3  # torchvision's ImageReadMode.RGB
+
+
+@cache
+def _jpeg_operator() -> Callable[[Tensor, int], Tensor]:
+    """torchvision's JPEG decoder, at a third of the time of Pillow's road to a tensor and with the same pixels.
+
+    Its Python wrapper warns on each call since 0.29 that decoders will move to torchcodec; the operator does not.
+    Once it is gone, Pillow takes over.
+    """
+    import torchvision.io  # noqa: F401 (registers the operator)
+
+    return torch.ops.image.decode_jpeg  # type: ignore[no-any-return]
+
+
 def _decode(source: ImageSource, max_pixels: int) -> Tensor:
     """`(3, H, W)` uint8: the pixels of `decode_image`, from torchvision's JPEG decoder where it applies."""
     if isinstance(source, Image.Image):
         return _to_tensor(decode_image(source, max_pixels=max_pixels))
-    data, name = _read(source)
+    return _decode_bytes(*_read(source), max_pixels)
+
+
+def _decode_bytes(data: bytes, name: str, max_pixels: int) -> Tensor:
     image = _open(data, name, max_pixels)
     if image.format == "JPEG" and image.mode in ("RGB", "L"):  # CMYK differs between the two
         try:
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # damaged, or torchvision was built without JPEG: Pillow decides and says why
+            return _jpeg_operator()(torch.frombuffer(bytearray(data), dtype=torch.uint8), _AS_RGB)
+        except (RuntimeError, AttributeError):
+            pass  # the file is damaged (Pillow says how) or torchvision has no decoder
     return _to_tensor(_to_rgb(image, name))
 
 

@@ -55,7 +55,8 @@ def open_clip_file(name: str) -> Path:
 def _metadata() -> ModuleType:
     path = open_clip_file("zero_shot_metadata.py")
     spec = importlib.util.spec_from_file_location("_open_clip_zero_shot_metadata", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -99,7 +99,8 @@ class Tokenizer:
         if spec.context < 2:
             raise ZooError(f"a context of {spec.context} has no room for the begin and the end token.")
         kind = _KINDS[spec.kind]
-        missing = [token for token in kind.all if core.token_to_id(token) is None]
+        ids = {token: index for token in kind.all if (index := core.token_to_id(token)) is not None}
+        missing = [token for token in kind.all if token not in ids]
         if missing:
             raise ZooError(
                 f"this vocabulary lacks {', '.join(missing)}; it is not one of kind {spec.kind!r}."
@@ -114,11 +115,10 @@ class Tokenizer:
         # of a few hundred short texts, which threads do not speed up. A user's own choice stands.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.spec = spec
-        self.bos_id: int = core.token_to_id(kind.bos)
-        self.eos_id: int = core.token_to_id(kind.eos)
-        self.pad_id: int = core.token_to_id(kind.pad)
-        self.unk_id: int = core.token_to_id(kind.unk)
-        self.mask_id: int | None = core.token_to_id(kind.mask) if kind.mask else None
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
+            ids[token] for token in (kind.bos, kind.eos, kind.pad, kind.unk)
+        )
+        self.mask_id: int | None = ids[kind.mask] if kind.mask else None
         core.no_padding()
         core.enable_truncation(spec.context)  # counts the special tokens in, so the end token stays
         self._core = core
