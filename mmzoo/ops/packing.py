@@ -14,7 +14,9 @@ __all__ = ["cross", "pack", "segment_runs", "unpack"]
 
 
 def pack(x: Tensor, keep: Tensor) -> tuple[Tensor, Packed, Tensor]:
-    """Drop padding and lay the rows of a batch end to end (waits for the device once).
+    """Drop padding and lay the rows of a batch end to end (waits for the device).
+
+    Neighbouring rows of one length are attended to together, so a batch sorted by length costs least.
 
     Args:
         x: (B, L, D).
