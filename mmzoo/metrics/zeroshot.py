@@ -54,7 +54,7 @@ def encode_texts(
     processor: TokenizesText,
     texts: Sequence[str],
     *,
-    batch_size: int = 128,
+    batch_size: int = 64,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Embed texts, each distinct one once, in chunks of similar length.
@@ -96,7 +96,7 @@ def build_classifier(
     names: Sequence[str],
     templates: Sequence[str],
     *,
-    batch_size: int = 128,
+    batch_size: int = 64,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Build a zero-shot classifier from class names by template ensembling (CLIP, section 3.1.4).
