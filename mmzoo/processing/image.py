@@ -368,7 +368,7 @@ def _decode_bytes(data: bytes, name: str, max_pixels: int) -> Tensor:
     if image.format == "JPEG" and image.mode in ("RGB", "L"):  # CMYK differs between the two
         try:
             return _jpeg_operator()(torch.frombuffer(bytearray(data), dtype=torch.uint8), _AS_RGB)
-        except (RuntimeError, AttributeError):
+        except (RuntimeError, AttributeError, ImportError):
             pass  # the file is damaged (Pillow says how) or torchvision has no decoder
     return _to_tensor(_to_rgb(image, name))
 
