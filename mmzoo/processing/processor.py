@@ -80,7 +80,13 @@ class Processor:
         return self.transform(images)
 
     def texts(self, texts: Sequence[str]) -> Texts:
-        """Make a model's input of T strings: ids `(T, L)` int64 and keep `(T, L)` bool, L the longest of the call.
+        """Make a model's input of strings.
+
+        Args:
+            texts: T strings of any length.
+
+        Returns:
+            Ids `(T, L)` int64 and keep `(T, L)` bool, L the longest of the call.
 
         Raises:
             UsageError: Not a non-empty list of strings.

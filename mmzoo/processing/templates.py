@@ -1,7 +1,7 @@
 """Prompt templates: sentences with a `{}` where the name of a class goes.
 
-The 80 ImageNet templates and the 1,000 class names of CLIP are read out of the installed open_clip package, so that
-there is one source for them. Only that one file is executed: importing open_clip whole costs seconds.
+The 80 ImageNet templates and the 1,000 class names of CLIP are read out of the installed open_clip package,
+so that there is one source for them. Only that one file is executed: importing open_clip whole costs seconds.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Templates(Mapping[str, tuple[str, ...]]):
 
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = _Templates()
-"""`"imagenet"` (CLIP's 80), `"simple"` (7 general ones), `"drawing"`, `"emoji"` and `"plain"` (the bare name)."""
+"""`"imagenet"` (CLIP's 80), `"simple"` (7 general ones), `"drawing"`, `"emoji"`, `"plain"` (the bare name)."""
 
 
 def expand(names: Sequence[str], templates: Iterable[str]) -> list[str]:

