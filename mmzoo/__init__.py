@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "convert",
     "create_model",
     "create_processor",
     "get_config",
@@ -21,14 +22,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from mmzoo.interchange import convert
     from mmzoo.zoo import create_model, create_processor, get_config, list_models, load, save
 
-_ZOO = frozenset(__all__) - {"__version__"}
+_HOME = {name: "mmzoo.zoo" for name in __all__ if name != "__version__"} | {"convert": "mmzoo.interchange"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ZOO:
-        return getattr(importlib.import_module("mmzoo.zoo"), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'mmzoo' has no attribute {name!r}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mmzoo.config import from_dict, to_dict
 from mmzoo.errors import UsageError, ZooError, nearest
@@ -26,6 +26,7 @@ __all__ = [
     "Family",
     "create_model",
     "create_processor",
+    "family_class",
     "family_of",
     "get_config",
     "list_models",
@@ -116,6 +117,11 @@ def _module(family: str) -> Any:
     return importlib.import_module(FAMILIES[family].module)
 
 
+def family_class(family: Family, part: Literal["model", "config"] = "model") -> Any:
+    """The model class or the config class of a family."""
+    return getattr(importlib.import_module(family.module), family.model if part == "model" else family.config)
+
+
 def family_of(model_or_config: object) -> str:
     """Name of the family that a model or config belongs to.
 
@@ -161,58 +167,37 @@ def create_model(
     Args:
         name: A name of `list_models()`.
         config: A variant of `get_config(name)` to build instead.
-        pretrained: Folder written by `save`, or its safetensors file; loading is strict. A position table of another
-            image size is resampled by the family's recipe.
-        layout: Layout of the file; only `"mmzoo"` so far.
+        pretrained: A tag of the catalog (`mmzoo show NAME` lists them), or a file or folder in any published layout.
+            Loading is strict. A position table of another image size is resampled by the family's recipe; the size of
+            a classifier's head is the file's unless `config` is given.
+        layout: The file's layout (`"clip/openai"`) where its names cannot tell.
         device: Where to build; `"meta"` builds without memory.
         dtype: Floating-point type of the parameters, float32 if None.
 
     Raises:
-        UsageError: No such name or layout, or a config of another family.
+        UsageError: No such name, tag or layout, or a config of another family.
         ZooError: The weights are missing, damaged or do not fit.
     """
     import torch
 
-    from mmzoo.weights.io import read_tensors
-
     entry = _entry(name)
     family = FAMILIES[entry.family]
-    if layout not in (None, "mmzoo"):
-        raise UsageError(f"layout {layout!r} cannot be read yet; this version reads 'mmzoo'.")
     module = _module(entry.family)
-    config = module.VARIANTS[name] if config is None else config
-    if type(config).__name__ != family.config:
+    chosen = module.VARIANTS[name] if config is None else config
+    if type(chosen).__name__ != family.config:
         raise UsageError(
-            f"{name} takes a {family.config}, found a {type(config).__name__}: start from get_config({name!r})."
+            f"{name} takes a {family.config}, found a {type(chosen).__name__}: start from get_config({name!r})."
         )
+    if layout is not None and pretrained is None:
+        raise UsageError(f"layout={layout!r} says how to read weights: give pretrained too.")
     if pretrained is not None:
-        path = Path(pretrained)
-        file = path / "model.safetensors" if path.is_dir() else path
-        if not file.exists():
-            raise ZooError(
-                f"no weights at {str(pretrained)!r}: give a folder that mmzoo.save wrote, or its model.safetensors."
-            )
-        filled = _filled(getattr(module, family.model), config, read_tensors(file), str(file))
+        from mmzoo.interchange import filled_model
+
+        filled = filled_model(name, entry.family, chosen, pretrained, layout, given=config is not None)
         return filled.to(device="cpu" if device is None else device, dtype=dtype or torch.float32).eval()
     with torch.device("cpu" if device is None else device):
-        model: nn.Module = getattr(module, family.model)(config)
+        model: nn.Module = family_class(family)(chosen)
     return model.to(dtype or torch.float32).eval()
-
-
-def _filled(cls: Any, config: Any, state: dict[str, torch.Tensor], source: str) -> nn.Module:
-    """Build a model without initialising it, and fill it strictly from `state`."""
-    import torch
-
-    from mmzoo.weights.io import load_strictly
-
-    with torch.device("meta"):
-        model: nn.Module = cls(config)
-    # a guest tower may hold buffers that are computed at construction and stand in no file
-    if any(name not in model.state_dict() for name, _ in model.named_buffers()):
-        model = cls(config)
-    fit = getattr(model, "fit_state", None)
-    load_strictly(model, fit(state) if fit else state, source)
-    return model
 
 
 def create_processor(name_or_model: str | nn.Module) -> Processor:
@@ -303,6 +288,7 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> tup
     Raises:
         ZooError: The folder or one of its files is missing, damaged, or of an unknown family.
     """
+    from mmzoo.interchange import fill
     from mmzoo.processing.processor import Processor
     from mmzoo.weights.io import read_json, read_tensors
 
@@ -322,6 +308,6 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> tup
         getattr(module, FAMILIES[name].config), described.get("config", {}), f"{folder}/config.json"
     )
     file = folder / "model.safetensors"
-    model = _filled(getattr(module, FAMILIES[name].model), config, read_tensors(file), str(file))
+    model = fill(FAMILIES[name], config, read_tensors(file), str(file))
     processor = Processor.from_dict(read_json(folder / "processor.json"))
     return model.to(device or "cpu").eval(), processor

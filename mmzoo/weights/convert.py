@@ -26,17 +26,14 @@ __all__ = ["Checkpoint", "SafetensorsWriter", "recognise", "write_layout", "writ
 class _Prefixed:
     """A source whose names lack the leading part that the layout's table has."""
 
-    def __init__(self, source: TensorSource, prefix: str, bare: frozenset[str]):
-        self._source, self._prefix, self._bare = source, prefix, bare
+    def __init__(self, source: TensorSource, prefix: str):
+        self._source, self._prefix = source, prefix
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            name if name in self._bare else self._prefix + name: s
-            for name, s in self._source.shapes().items()
-        }
+        return {self._prefix + name: shape for name, shape in self._source.shapes().items()}
 
     def tensor(self, name: str) -> Tensor:
-        return self._source.tensor(name if name in self._bare else name.removeprefix(self._prefix))
+        return self._source.tensor(name.removeprefix(self._prefix))
 
 
 class Checkpoint(NamedTuple):
@@ -54,17 +51,26 @@ class Checkpoint(NamedTuple):
     layout: Layout
     side: dict[str, Plain]
 
+    def told(self) -> Plain:
+        """The plain data of the model's config, with `Unknown` where the file does not tell.
+
+        Raises:
+            ZooError: A tensor that gives a size is missing or has another number of axes.
+        """
+        try:
+            return self.layout.describe(
+                _Named(self.source.shapes(), f"{self.where} ({self.layout.name})"), self.side
+            )
+        except (IndexError, ZeroDivisionError) as error:
+            raise ZooError(f"{self.where}: its shapes are not those of {self.layout.name}.") from error
+
     def describe(self, known: Plain | None) -> Plain:
         """The plain data of the model's config; what the file does not tell is taken from `known`.
 
         Raises:
-            ZooError: Something stays unknown.
+            ZooError: Something stays unknown, or a tensor that gives a size is missing.
         """
-        return fill(self.layout.describe(self.source.shapes(), self.side), known, self.where)
-
-    def told(self) -> Plain:
-        """The layout's description, with `Unknown` where the file does not tell."""
-        return self.layout.describe(self.source.shapes(), self.side)
+        return fill(self.told(), known, self.where)
 
     def tensors(self, config: Plain, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
         """Our names with their tensors, one at a time, in the file's dtype.
@@ -80,21 +86,46 @@ class Checkpoint(NamedTuple):
         return apply(rules, self.source, wanted, f"{self.where} ({self.layout.name})")
 
 
-def _fits(layout: Layout, source: TensorSource) -> TensorSource | None:
-    """The source under the layout's names, or None where its signature is not there."""
-    names = source.shapes().keys()
-    if all(s in names for s in layout.signature):
-        return source
-    if layout.prefix:
-        bare = frozenset(n for n in names if n.startswith(("classifier.", "cls.")))
-        candidate = _Prefixed(source, layout.prefix, bare)
-        if all(s in candidate.shapes() for s in layout.signature):
-            return candidate
-    return None
+class _Named(dict[str, tuple[int, ...]]):
+    """Shapes by name, where asking for a missing name is an error for a person."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], where: str):
+        super().__init__(shapes)
+        self._where = where
+
+    def __missing__(self, name: str) -> tuple[int, ...]:
+        raise ZooError(f"{self._where} does not fit: 1 missing: {name}.")
+
+
+# enough of a config to write down any table; sizes do not change which names a table claims
+_PROBE: Plain = {
+    "vision": {"image_size": 32, "patch": 16, "heads": 1},
+    "text": {"context": 1, "vocab": 1, "heads": 1, "kv_heads": 1},
+}
+# a file of which a table leaves more than this share unclaimed is not of its layout
+_STRANGE = 0.5
+
+
+class _Fit(NamedTuple):
+    unclaimed: int
+    unsigned: int
+    layout: Layout
+    source: TensorSource
+
+
+def _fit(layout: Layout, source: TensorSource) -> _Fit:
+    """How well a layout's table claims the names, with its prefix put in front of them where that fits better."""
+    rules = layout.rules(_PROBE)
+    found = []
+    for candidate in [source, *([_Prefixed(source, layout.prefix)] if layout.prefix else [])]:
+        names = list(candidate.shapes())
+        unsigned = sum(s not in names for s in layout.signature)
+        found.append(_Fit(unmatched(rules, names), unsigned, layout, candidate))
+    return min(found, key=lambda fit: fit[:2])
 
 
 def recognise(path: str | Path, layout: str | None = None, family: str | None = None) -> Checkpoint:
-    """Open a checkpoint and find its layout by its names.
+    """Open a checkpoint and find the layout whose table claims its names best.
 
     Args:
         path: A file or folder.
@@ -107,26 +138,29 @@ def recognise(path: str | Path, layout: str | None = None, family: str | None = 
     """
     source = open_checkpoint(path)
     names = list(source.shapes())
-    candidates = list(LAYOUTS.values()) if layout is None else [get_layout(layout)]
-    fitting = [(entry, found) for entry in candidates if (found := _fits(entry, source)) is not None]
-    # a layout may be another's subset: keep those that claim the most
-    if len(fitting) > 1:
-        left = [unmatched(entry.rules(entry.describe(found.shapes(), {})), names) for entry, found in fitting]
-        fitting = [pair for pair, count in zip(fitting, left, strict=True) if count == min(left)]
-    if len(fitting) > 1:
-        fit = ", ".join(entry.name for entry, _ in fitting)
-        raise ZooError(f"{path} fits {fit}: say which with layout=...")
-    if not fitting:
-        wanted = "no layout that mmzoo knows" if layout is None else f"not the layout {layout}"
+    fits = sorted((_fit(entry, source) for entry in LAYOUTS.values()), key=lambda fit: fit[:2])
+    if layout is not None:
+        asked = _fit(get_layout(layout), source)
+        hint = f" Its names fit {fits[0].layout.name}." if fits[0].unclaimed <= _STRANGE * len(names) else ""
+        if asked.unclaimed > _STRANGE * len(names):
+            raise ZooError(
+                f"{path} has not the layout {layout} (its first names: {', '.join(names[:4])}).{hint}"
+            )
+        fits = [asked]
+    elif fits[0].unclaimed > _STRANGE * len(names):
         raise ZooError(
-            f"{path} has {wanted} (its first names: {', '.join(names[:4])}). Layouts: mmzoo, {', '.join(LAYOUTS)}."
+            f"{path} has no layout that mmzoo knows (its first names: {', '.join(names[:4])}). "
+            f"Layouts: mmzoo, {', '.join(LAYOUTS)}."
         )
-    entry, found = fitting[0]
+    best = [fit for fit in fits if fit[:2] == fits[0][:2]]
+    if len(best) > 1:
+        raise ZooError(f"{path} fits {', '.join(fit.layout.name for fit in best)}: say which with layout=...")
+    entry = best[0].layout
     if family is not None and entry.family != family:
         raise ZooError(
             f"{path} is a {entry.family} checkpoint ({entry.name}), not one of the family {family}."
         )
-    return Checkpoint(str(path), found, entry, side_files(path))
+    return Checkpoint(str(path), best[0].source, entry, side_files(path))
 
 
 _SAFE_DTYPES = {

@@ -274,6 +274,9 @@ class Arange:
     lead: int = 1
     optional: bool = True
 
+    def __str__(self) -> str:
+        return f"0..{self.length - 1}"
+
     def make(self) -> Tensor:
         """The buffer, int64."""
         return torch.arange(self.length).reshape((1,) * self.lead + (self.length,))
@@ -287,6 +290,9 @@ class Scalar:
     """
 
     value: int
+
+    def __str__(self) -> str:
+        return str(self.value)
 
     def make(self) -> Tensor:
         """The tensor, 0-dimensional int64."""
@@ -382,17 +388,13 @@ def apply(
     made: dict[str, dict[int, str]] = {}
     ops: dict[str, Op] = {}
     ties: list[tuple[str, str]] = []
+    constants: list[tuple[str, Arange | Scalar]] = []
     for name, claim in claimed.items():
         op = claim.rule.op
         if isinstance(op, Drop):
             continue
-        if isinstance(op, Arange):
-            if not torch.equal(source.tensor(name).reshape(-1).long().cpu(), torch.arange(op.length)):
-                raise ZooError(f"{where}: {name} should hold 0..{op.length - 1} and does not.{hint}")
-            continue
-        if isinstance(op, Scalar):
-            if int(source.tensor(name)) != op.value:
-                raise ZooError(f"{where}: {name} is {int(source.tensor(name))}, wanted {op.value}.{hint}")
+        if isinstance(op, (Arange, Scalar)):
+            constants.append((name, op))
             continue
         assert claim.rule.target is not None
         target = _fill(claim.rule.target, claim.block)
@@ -440,6 +442,9 @@ def apply(
     ]
     if wrong:
         raise ZooError(f"{where} does not fit: {_listing('of another shape', sorted(wrong), 3)}.{hint}")
+    for name, constant in constants:
+        if not torch.equal(source.tensor(name).reshape(-1).long().cpu(), constant.make().reshape(-1)):
+            raise ZooError(f"{where}: {name} should hold {constant} and does not.{hint}")
     tied: dict[str, list[str]] = {}
     for name, target in ties:
         tied.setdefault(target, []).append(name)

@@ -59,7 +59,9 @@ def test_operations_are_inverse(op, parts):
 def test_operations_mean_what_they_say():
     x = torch.randn(5, 3, dtype=torch.float64)  # five inputs of width 3
     kernel = torch.randn(3, 2, 4, dtype=torch.float64)
-    torch.testing.assert_close(x @ HeadsIn(2).join([kernel]).T, torch.einsum("nd,dhk->nhk", x, kernel).flatten(1))
+    torch.testing.assert_close(
+        x @ HeadsIn(2).join([kernel]).T, torch.einsum("nd,dhk->nhk", x, kernel).flatten(1)
+    )
     out = torch.randn(2, 4, 3, dtype=torch.float64)
     y = torch.randn(5, 2, 4, dtype=torch.float64)
     torch.testing.assert_close(y.flatten(1) @ HeadsOut(2).join([out]).T, torch.einsum("nhk,hkd->nd", y, out))
@@ -116,11 +118,14 @@ def test_there_and_back():
         (lambda s: s.update({"emb2": s.pop("emb")}), r"not claimed: emb2.*Did you mean emb.*missing: emb"),
         (lambda s: s.update({"extra": torch.zeros(1)}), r"1 not claimed: extra"),
         (lambda s: s.update({"a.2.w": torch.zeros(2, 3)}), r"not claimed: a\.2\.w"),
-        (lambda s: s.update({"a.0.w": s["a.0.w"].T}), r"a\.0\.w \(3, 2\) does not make b\.0\.weight \(3, 2\)"),
+        (
+            lambda s: s.update({"a.0.w": s["a.0.w"].T}),
+            r"a\.0\.w \(3, 2\) does not make b\.0\.weight \(3, 2\)",
+        ),
         (lambda s: s.update({"decoder": s["decoder"] + 1}), "decoder should equal emb"),
         (lambda s: s.update({"decoder": torch.zeros(3, 2)}), r"decoder \(3, 2\) is no copy"),
         (lambda s: s.update({"ids": torch.tensor([[0, 1, 3, 2]])}), "ids should hold 0..3"),
-        (lambda s: s.update({"size": torch.tensor(8)}), "size is 8, wanted 7"),
+        (lambda s: s.update({"size": torch.tensor(8)}), "size should hold 7 and does not"),
     ],
 )
 def test_whatever_does_not_fit_is_named(change, message):
