@@ -13,15 +13,23 @@ from mmzoo.errors import nearest
 
 __all__ = ["options_of", "sentence"]
 
-_CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 _UNKNOWN = re.compile(
-    r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'"
+    r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.-]+)|does not accept option '([\w.]+)'"
 )
-_VALUE = re.compile(r'Parser key "([\w.]+)":\s*\n?\s*(Expected .*)')
-_NO_CLASS = re.compile(
-    r"(?:Expected a dot import path string|unable to import|No module named)[^\n]*", re.IGNORECASE
-)
-_SUBCLASS = re.compile(r"Given value: (?:\{'class_path': )?'?([\w.]+)")
+_MISSING = re.compile(r"arguments are required: (.+)$", re.MULTILINE)
+_OWNER = re.compile(r"Problem with given class_path '([\w.]+)'")
+_MAKER = re.compile(r"\. Got value: Namespace\(class_path='([\w.]+)'")  # stands after the option it owns
+_KEY = re.compile(r'Parser key "([\w.]+)"')
+_EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$", re.MULTILINE)
+_GIVEN = re.compile(r"Given value: (.*?)(?:\. Got value.*)?$", re.MULTILINE)
+_CLASS = re.compile(r"Expected a dot import path string: ([\w.]+)")
+_WORDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "a word",
+    "<class 'list'>": "a list",
+}
 
 
 def options_of(cls: type, prefix: str = "") -> Iterator[str]:
@@ -32,15 +40,6 @@ def options_of(cls: type, prefix: str = "") -> Iterator[str]:
         for kind in (hints.get(name), *typing.get_args(hints.get(name))):
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 yield from options_of(kind, f"{prefix}{name}.")
-
-
-def _load(path: str) -> type | None:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError):
-        return None
-    return found if isinstance(found, type) else None
 
 
 def sentence(message: str, known: list[str], classes: list[str]) -> str:
@@ -54,39 +53,77 @@ def sentence(message: str, known: list[str], classes: list[str]) -> str:
     Returns:
         A sentence that names the option, its nearest relatives and what to do.
     """
-    unknown = [next(filter(None, m.groups())) for m in _UNKNOWN.finditer(message)]
-    owners = _CLASS.findall(message)
-    if unknown:
-        name = unknown[-1]
-        owner = _load(owners[-1]) if owners else None
-        options = list(options_of(owner)) if owner else known
-        last = name.rsplit(".", 1)[-1]
-        close = nearest(name, options) or nearest(last, [o.rsplit(".", 1)[-1] for o in options])
-        where = f"{owner.__name__} has no option" if owner else "no option"
-        return f"{where} {name!r}.{close} Print everything with --print_config."
-    if "arguments are required" in message:
-        missing = message.rsplit(":", 1)[1].replace("fit.", "").strip()
-        return f"{missing} must be given, most simply by a config: mmzoo fit -c clip/tiny"
-    if "Problems parsing config" in message or "while parsing" in message:
-        return f"the config is not valid YAML: {' '.join(message.split())}"
-    if _NO_CLASS.search(message):
-        given = _SUBCLASS.findall(message)
-        name = given[-1] if given else "?"
-        return f"no class {name!r}.{nearest(name, classes)} There are {', '.join(classes)}."
-    values = _VALUE.findall(message)
-    if values:
-        key, complaint = values[-1]
-        return f"{key}: {_plain(complaint)}"
-    return _plain(_innermost(message))
+    unknown, keys = list(_UNKNOWN.finditer(message)), list(_KEY.finditer(message))
+    if unknown:  # of two classes that could be meant, one may know the option and refuse its value
+        name = next(filter(None, unknown[-1].groups()))
+        told = next(
+            (key for key in keys if key[1] == name and "Got value" in message[key.end() : key.end() + 200]),
+            None,
+        )
+        if told is None:
+            return _unknown_option(message, name, unknown[-1], known)
+        return _unfit_value(name, message[told.end() : unknown[-1].start()])
+    if missing := _MISSING.search(message):
+        if keys:
+            return f"{keys[0][1]}: written out, it must be whole; {missing[1]} are missing (mmzoo show NAME --yaml)."
+        names = re.sub(r"\b\w+\.(?=\w)", "", missing[1])
+        return f"{names} must be given, most simply by a config: mmzoo fit -c clip/tiny"
+    if "while parsing" in message or "Problems parsing config" in message:
+        return f"the config is not valid YAML: {' '.join(message.replace('Problems parsing config:', '').split())}"
+    if not keys:
+        return " ".join(message.split())
+    key, rest = keys[-1][1], message[keys[-1].end() :]
+    if found := _CLASS.search(rest):
+        numbers = any(word in rest for word in ("<class 'int'>", "<class 'float'>"))
+        if not numbers:
+            choices = _optimizers() if key.endswith("optimizer") else classes
+            listed = f" There are {', '.join(classes)}." if key in ("model", "data") else ""
+            return f"{key}: no class {found[1]!r}.{nearest(found[1], choices)}{listed}"
+    return _unfit_value(key, rest)
 
 
-def _innermost(message: str) -> str:
-    """The most deeply indented line that tells something."""
-    skip = ("Given value", "Subtypes:", "Errors:", "Does not validate", "- Expected a <class 'NoneType'>")
-    lines = [line for line in message.splitlines() if line.strip() and not line.strip().startswith(skip)]
-    return max(lines, key=lambda line: len(line) - len(line.lstrip()), default=message).strip(" -")
+def _unknown_option(message: str, name: str, found: re.Match[str], known: list[str]) -> str:
+    maker, owners = _MAKER.match(message, found.end()), _OWNER.findall(message[: found.start()])
+    owner = _load(maker[1] if maker else owners[-1]) if maker or owners else None
+    options = list(options_of(owner)) if owner else known
+    close = nearest(name, options) or nearest(
+        name.rsplit(".", 1)[-1], [o.rsplit(".", 1)[-1] for o in options]
+    )
+    subject = f"{owner.__name__} has no option" if owner else "no option"
+    return f"{subject} {name!r}.{close} Print everything with --print_config."
 
 
-def _plain(text: str) -> str:
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(text.split()))
-    return text if text.endswith((".", "?", "!")) else f"{text}."
+def _unfit_value(key: str, complaint: str) -> str:
+    words: list[str] = []
+    choices: list[str] = []
+    value = None
+    for expected, got in _EXPECTED.findall(complaint):
+        value = value or got
+        expected = expected.strip().rstrip(".")
+        if expected.startswith("typing.Literal["):
+            choices += expected[len("typing.Literal[") : -1].replace("'", "").split(", ")
+        elif "NoneType" not in expected and "path" not in expected:
+            word = _WORDS.get(expected, re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected))
+            words += [word] if word not in words else []
+    given = _GIVEN.search(complaint)
+    value = value or (given[1] if given else "something else")
+    if choices:  # what jsonargparse says beside them is only the type of some of them
+        words = [f"one of {', '.join(choices)}"]
+    if not words:
+        return f"{key}: {' '.join(complaint.strip(': ').split())}"
+    return f"{key}: expected {' or '.join(words)}, found {value.strip()}."
+
+
+def _load(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _optimizers() -> list[str]:
+    from torch import optim
+
+    return [n for n, c in vars(optim).items() if isinstance(c, type) and issubclass(c, optim.Optimizer)]

@@ -29,10 +29,10 @@ def help_text(verb: str) -> str:
   -c, --config CONFIG                a file, or the name of a carried config: clip/tiny, trainer/gpu_bf16
   --name NAME                        the run's folder is runs/NAME (default: from the config, clip-tiny)
   --ckpt_path PATH                   last (of this run), best (of this run) or a file
-  --model.init_args.model NAME       the model (mmzoo list), or --model.init_args.model.vision.depth 4 and so on
-  --model.init_args.optimizer.init_args.lr 1e-3
-  --data.init_args.source FOLDER     your own pictures and captions
-  --data.init_args.batch_size N
+  --model.model NAME                 the model (mmzoo list); mmzoo show NAME --yaml gives one to edit in a config
+  --model.optimizer.lr RATE          and .weight_decay, .betas: whatever the optimizer takes
+  --data.source FOLDER               your own pictures and captions
+  --data.batch_size N
   --trainer.max_steps N              optimizer steps; --trainer.max_epochs N
   --trainer.precision bf16-mixed     or 16-mixed, 32-true
   --checkpoints.every_n_steps N      how often last.ckpt is written between validations
@@ -40,7 +40,7 @@ def help_text(verb: str) -> str:
   --json                             print the results as JSON
   --print_config                     every option with its value, as YAML that -c takes
 
-Options of a class: --model.help LitCLIP, --data.help CaptionsData. `init_args` may be left out: --model.loss sigmoid.
+Options of a class: mmzoo {verb} --model.help LitCLIP, mmzoo {verb} --data.help CaptionsData
 
 Examples:
   mmzoo {verb} -c clip/tiny

@@ -18,14 +18,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import mmzoo.data.modules
-import mmzoo.lit  # both make their classes known by their short names
+import mmzoo.data.modules  # makes its classes known by their short names, as mmzoo.lit does
 from mmzoo.cli.complaints import sentence
 from mmzoo.cli.runs import Claim, checkpoint_of, run_name
 from mmzoo.errors import UsageError, ZooError
@@ -43,6 +42,7 @@ _QUIET = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*module\(s\) in eval mode at the start of training.*",  # frozen parts are, on purpose
     r".*is smaller than the logging interval.*",
+    r".*treespec, LeafSpec.*",  # Lightning's own use of torch
 )
 
 
@@ -124,7 +124,11 @@ class ZooCLI(LightningCLI):
         on_terminal = sys.stderr.isatty() and options.get("enable_progress_bar") is not False
         extra = [RichProgressBar(console_kwargs={"stderr": True}) if on_terminal else Talk()]
         if self.subcommand == "fit":
-            extra += [self.report, ExportWeights(self.folder / "export", self.folder.name)]
+            extra += [
+                _FreshFolder(self),
+                self.report,
+                ExportWeights(self.folder / "export", self.folder.name),
+            ]
         callbacks = options.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         plugins = options.get("plugins") or []
@@ -158,8 +162,6 @@ class ZooCLI(LightningCLI):
         wanted, found = self._get(self.config_init, "ckpt_path"), self.checkpoint
         if rank_zero_only.rank == 0 and not self.trainer.fast_dev_run:
             self.claim.take()
-            if found is None and (kept := self.claim.make_room()):
-                _say(f"the run that was in {self.folder} is now in {kept}.")
         if wanted in ("last", "best"):
             _say(
                 f"going on from {found}."
@@ -234,14 +236,33 @@ class ZooCLI(LightningCLI):
         print(json.dumps({"predictions": str(path), "samples": len(keys)}) if self.as_json else path)
 
 
+class _FreshFolder(Callback):
+    """Moves an earlier run aside once the data has been opened, so that a command that cannot run moves nothing."""
+
+    def __init__(self, cli: ZooCLI):
+        self.cli = cli
+
+    @rank_zero_only
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        cli = self.cli
+        if cli.checkpoint is None and not trainer.fast_dev_run and (kept := cli.claim.make_room()):
+            _say(f"the run that was in {cli.folder} is now in {kept}.")
+
+
 def _subclasses(cls: type) -> list[type]:
-    found = [s for c in cls.__subclasses__() for s in (c, *_subclasses(c))]
+    found = [s for c in cls.__subclasses__() for s in (_subclasses(c) or [c])]
     return [s for s in found if s.__module__.startswith("mmzoo.")]
 
 
 @rank_zero_only
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _cause(error: BaseException | None) -> ZooError | None:
+    while error is not None and not isinstance(error, ZooError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class _NoAdvertising(logging.Filter):
@@ -267,6 +288,11 @@ def run(argv: list[str], *, as_json: bool = False) -> int:
         return int(end.code or 0)
     except MisconfigurationException as error:
         raise UsageError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        cause = _cause(error)  # what a class refused; jsonargparse wraps it in its own words
+        if cause is None or cause is error:
+            raise
+        raise cause from error
     finally:
         for logger in loggers:
             logger.removeFilter(quiet)

@@ -50,16 +50,25 @@ class Talk(Callback):
         loss = trainer.callback_metrics.get("train/loss", torch.tensor(float("nan")))
         speed = (step - before) / max(now - then, 1e-9)
         left = (total - step) / speed
-        print(f"step {step}/{total}  loss {float(loss):.4f}  {speed:.1f} steps/s  {left:.0f} s left", file=sys.stderr)
+        print(
+            f"step {step}/{total}  loss {float(loss):.4f}  {speed:.1f} steps/s  {left:.0f} s left",
+            file=sys.stderr,
+        )
         self._since = (step, now)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The held-out numbers in one line."""
         if not trainer.sanity_checking and isinstance(pl_module, LitBase):
-            found = {n: float(v) for n, v in trainer.callback_metrics.items() if n in pl_module.chance}
-            told = "  ".join(f"{name} {value:.3f} ({pl_module.chance[name]:.3f})" for name, value in found.items())
-            print(f"held-out at step {trainer.global_step} (chance): {told}", file=sys.stderr)
+            print(f"held-out at step {trainer.global_step}, chance in brackets:", file=sys.stderr)
+            splits: dict[str, list[str]] = {}
+            for name, value in trainer.callback_metrics.items():
+                if name in pl_module.chance:
+                    split, metric = name.split("/", 1)
+                    told = f"{metric} {float(value):.3f} ({pl_module.chance[name]:.3f})"
+                    splits.setdefault(split, []).append(told)
+            for split, told_of in splits.items():
+                print(f"  {split}: {'  '.join(told_of)}", file=sys.stderr)
 
 
 class RunReport(Callback):
@@ -95,7 +104,9 @@ class RunReport(Callback):
             drawn = draw_curve(self.logger.rows, chance, self.folder / "curve.png", self.folder.name)
             self._write(trainer, pl_module, finished=True, curve=drawn)
 
-    def _write(self, trainer: Trainer, module: LightningModule, *, finished: bool, curve: bool = False) -> None:
+    def _write(
+        self, trainer: Trainer, module: LightningModule, *, finished: bool, curve: bool = False
+    ) -> None:
         rows, chance = self.logger.rows, getattr(module, "chance", {})
         last, best = last_of(rows), best_of(rows, chance)
         seconds = rows[-1]["seconds"] if rows else 0.0
@@ -144,6 +155,13 @@ class ExportWeights(Callback):
         processor = pl_module.processor
         if pl_module.ema is not None:
             with pl_module.ema.applied():
-                save(pl_module.model, self.folder, processor, name=self.name, training=training, metrics=measured)
+                save(
+                    pl_module.model,
+                    self.folder,
+                    processor,
+                    name=self.name,
+                    training=training,
+                    metrics=measured,
+                )
         else:
             save(pl_module.model, self.folder, processor, name=self.name, training=training, metrics=measured)

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from mmzoo.errors import ZooError
+from mmzoo.errors import UsageError, ZooError
 from mmzoo.files import atomic_path
 
 __all__ = ["Checkpoints", "WholeFileIO", "check_whole"]
@@ -46,7 +46,9 @@ class WholeFileIO(TorchCheckpointIO):
     Lightning's own writes the file in memory first, which doubles the memory of saving.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         """Write `checkpoint` to `path`, whole or not at all.
 
         Raises:
@@ -64,14 +66,19 @@ class WholeFileIO(TorchCheckpointIO):
                 raise
             if full.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise full from error
-            kept = f"the earlier {path.name} is untouched" if path.exists() else "no half-written file is left"
+            kept = (
+                f"the earlier {path.name} is untouched" if path.exists() else "no half-written file is left"
+            )
             raise ZooError(
                 f"the disk is full: {path} could not be written; {kept}. Free some space and go on with "
                 "--ckpt_path last."
             ) from error
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Read a checkpoint after `check_whole`."""
         if Path(path).exists():
@@ -104,7 +111,7 @@ class Checkpoints(Checkpoint):
         self, every_n_steps: int = 0, monitor: str | None = None, mode: str = "max", keep_steps: int = 0
     ):
         if mode not in ("max", "min"):
-            raise ZooError(f"checkpoints.mode is {mode!r}; it is 'max' or 'min'.")
+            raise UsageError(f"checkpoints.mode is {mode!r}; it is 'max' or 'min'.")
         self.every_n_steps = every_n_steps
         self.monitor = monitor
         self.mode = mode
@@ -174,7 +181,7 @@ class Checkpoints(Checkpoint):
                 f"{self.path(trainer, 'last')} stays as it is. Lower the learning rate, lengthen the warm-up or set "
                 "--trainer.gradient_clip_val 1, then go on with --ckpt_path last."
             )
-        trainer.save_checkpoint(self.path(trainer, name))
+        trainer.save_checkpoint(self.path(trainer, name), weights_only=False)
         self._saved_at = trainer.global_step
 
     @staticmethod

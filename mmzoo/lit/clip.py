@@ -80,7 +80,9 @@ class LitCLIP(LitBase):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def contrast(self, image: Tensor, text: Tensor, batch: CaptionBatch, gather: str | None = None) -> Contrastive:
+    def contrast(
+        self, image: Tensor, text: Tensor, batch: CaptionBatch, gather: str | None = None
+    ) -> Contrastive:
         """The loss of unit vectors `image` (B, E) and `text` (B, E) with the batch's ids."""
         gather = gather or self.gather
         if gather == "auto":
@@ -131,7 +133,10 @@ class LitCLIP(LitBase):
             (scalar if scaler is None else scaler.scale(scalar)).backward()
 
         self._done = cached_step(
-            embed, pieces(batch, self.accumulate), lambda *both: self.contrast(*both, batch), backward=backward
+            embed,
+            pieces(batch, self.accumulate),
+            lambda *both: self.contrast(*both, batch),
+            backward=backward,
         )
         average_gradients(self.parameters())
 
@@ -167,7 +172,9 @@ class LitCLIP(LitBase):
         """Retrieval both ways and zero-shot accuracy on each split, chance beside each."""
         scores = []
         for split, pairs in self._heldout:
-            numbers = pairs.numbers(self.model, self.processor, split.classes, TEMPLATES[self.templates], self.device)
+            numbers = pairs.numbers(
+                self.model, self.processor, split.classes, TEMPLATES[self.templates], self.device
+            )
             for name, (value, chance) in numbers.items():
                 self.log_heldout(f"{split.name}/{name}", value, chance)
             scores.append((numbers["i2t_r1"][0] + numbers["t2i_r1"][0]) / 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ class RunLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row; `step` counts from 0, the file from 1."""
         row: Row = {"step": (step or 0) + 1, "seconds": round(time.monotonic() - self._start, 3)}
-        row |= {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        row |= {name: float(f"{float(value):.6g}") for name, value in metrics.items() if name != "epoch"}
         self.rows.append(row)
         new = [name for name in row if name not in self._columns]
         if new:  # a column that was not there before: the header must change, so write all rows again
@@ -79,7 +78,7 @@ class RunLogger(Logger):
             return
         with self.path.open(newline="") as file:
             old = [_numbers(row) for row in csv.DictReader(file)]
-        self.rows = [row for row in old if row and row.get("step", math.inf) <= step]
+        self.rows = [row for row in old if row and row["step"] <= step]
         self._columns = list(dict.fromkeys(name for row in self.rows for name in row))
         if self.rows:
             self._start = time.monotonic() - max(row["seconds"] for row in self.rows)
@@ -98,7 +97,8 @@ class RunLogger(Logger):
 def _numbers(row: dict[str, str]) -> Row:
     """A row of the file as numbers; empty if the row was cut short by a kill."""
     try:
-        return {name: float(value) for name, value in row.items() if value != ""}
+        numbers = {name: float(value) for name, value in row.items() if value != ""}
+        return numbers | {"step": int(numbers["step"])} if "step" in numbers else {}
     except (TypeError, ValueError):
         return {}
 
@@ -143,34 +143,34 @@ def draw_curve(rows: list[Row], chance: dict[str, float], path: Path, title: str
     except ImportError:
         log.info("no learning curve was drawn: matplotlib is missing (pip install 'mmzoo[plots]').")
         return False
-    losses = _series(rows, [n for n in _names(rows) if n.endswith("/loss")])
-    heldout = _series(rows, [n for n in _names(rows) if n in chance])
-    if not losses and not heldout:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    panels = {"loss": [name for name in names if name.endswith("/loss")]}
+    for name in names:  # a panel for each held-out split; recall@5 lies between 1 and 10 and only crowds it
+        if name in chance and not name.endswith("_r5"):
+            panels.setdefault(name.split("/")[0], []).append(name)
+    panels = {title: shown for title, shown in panels.items() if shown}
+    if not panels:
         return False
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)  # no window, no global state: training must not touch the user's pyplot
-    left, right = figure.subplots(1, 2)
-    for axes, curves, label in ((left, losses, "loss"), (right, heldout, "held-out")):
-        for index, (name, points) in enumerate(curves.items()):
+    colours: dict[str, str] = {}
+    for axes, (heading, shown) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for name in shown:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            label = name if heading == "loss" else name.split("/", 1)[1]
+            colour = colours.setdefault(label, f"C{len(colours) % 10}")  # a metric looks alike on every split
             few = {"marker": "o", "markersize": 3} if len(points) < 30 else {}
-            axes.plot(*zip(*points, strict=True), label=name, color=f"C{index % 10}", **few)
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, **few)
             if name in chance:
-                axes.axhline(chance[name], color=f"C{index % 10}", linestyle=":", linewidth=1)
+                axes.axhline(chance[name], color=colour, linestyle=":", linewidth=1)
+        axes.set_title(heading if heading == "loss" else f"{heading} (dotted: chance)", fontsize=9)
         axes.set_xlabel("optimizer steps")
-        axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        if curves:
-            axes.legend(fontsize=7)
-    right.set_ylim(bottom=0)
-    right.set_title("dotted: chance", fontsize=8)
+        axes.legend(fontsize=7)
+        if heading != "loss":
+            axes.set_ylim(bottom=0)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     return True
-
-
-def _names(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def _series(rows: list[Row], names: list[str]) -> dict[str, list[tuple[float, float]]]:
-    return {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}

@@ -107,7 +107,10 @@ class HeldOutPairs:
         for way, (queries, candidates, positives) in both_ways.items():
             recalls = recall(queries, candidates, positives)
             for k in (1, 5, 10):
-                found[f"{way}_r{k}"] = (float(recalls[k]), chance_recall(positives.counts, len(candidates), k))
+                found[f"{way}_r{k}"] = (
+                    float(recalls[k]),
+                    chance_recall(positives.counts, len(candidates), k),
+                )
         known = labels >= 0
         if classes and bool(known.any()):
             classifier = build_classifier(model, processor, classes, templates, device=device)

@@ -44,7 +44,9 @@ class LitViT(LitBase):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         # from scratch on ImageNet: Dosovitskiy et al. 2021, table 3
-        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=3e-3, betas=(0.9, 0.999), weight_decay=0.3),
+        optimizer: OptimizerCallable = lambda params: AdamW(
+            params, lr=3e-3, betas=(0.9, 0.999), weight_decay=0.3
+        ),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         if not 0 <= label_smoothing < 1:
@@ -53,7 +55,9 @@ class LitViT(LitBase):
             raise UsageError(f"mixup is {mixup}; it must be 0 or more.")
         if classes is not None:
             model = replace(get_config(model) if isinstance(model, str) else model, classes=classes)
-        super().__init__(build_model("vit", model, pretrained), optimizer, recipe, pretrained=pretrained is not None)
+        super().__init__(
+            build_model("vit", model, pretrained), optimizer, recipe, pretrained=pretrained is not None
+        )
         self.label_smoothing, self.mixup = label_smoothing, mixup
         self._heldout: list[HeldOutClasses] = []
 

@@ -75,7 +75,9 @@ class ToyData(LightningDataModule):
         keys = [f"toy-{i}" for i in step.indices]
         if self.kind == "classes":
             return ClassBatch(images, index % 4, keys)
-        return CaptionBatch(images, torch.stack(ids), torch.stack(keep), index[:, None], index, index % 4, keys)
+        return CaptionBatch(
+            images, torch.stack(ids), torch.stack(keep), index[:, None], index, index % 4, keys
+        )
 
     def loader(self, **settings):
         order = BatchOrder(self.size, self.batch_size, seed=self.seed, **settings)
@@ -108,7 +110,9 @@ def toys():
                 "default_root_dir": str(folder), "num_sanity_val_steps": 0, "log_every_n_steps": 1,
             } | settings  # fmt: skip
             return Trainer(
-                callbacks=[*callbacks, checkpoints or Checkpoints()], plugins=[*plugins, WholeFileIO()], **settings
+                callbacks=[*callbacks, checkpoints or Checkpoints()],
+                plugins=[*plugins, WholeFileIO()],
+                **settings,
             )
 
     return Toys

@@ -46,7 +46,9 @@ def one_step(toys, folder, *, loss="softmax", accumulate=1, steps=1, **settings)
 def test_accumulation_is_exact(toys, tmp_path, loss, accumulate):
     """The step of one batch in pieces is the step of the batch, learned scale and bias included."""
     whole, told_whole = one_step(toys, tmp_path / "a", loss=loss, precision="64-true", steps=3)
-    cut, told_cut = one_step(toys, tmp_path / "b", loss=loss, precision="64-true", steps=3, accumulate=accumulate)
+    cut, told_cut = one_step(
+        toys, tmp_path / "b", loss=loss, precision="64-true", steps=3, accumulate=accumulate
+    )
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(cut.state_dict()[name], weight, rtol=0, atol=1e-12, msg=name)
     for one, two in zip(told_whole, told_cut, strict=True):
@@ -95,7 +97,9 @@ def test_the_sigmoid_loss_brings_its_bias_and_start_and_is_not_clamped(toys, tmp
     assert float(module.model.logit_bias) == -10
     assert float(module.model.logit_scale) == pytest.approx(math.log(10))
     own = LitCLIP(
-        toys.clip(logit_bias=-3.0, logit_scale=5.0), loss="sigmoid", optimizer=lambda params: SGD(params, lr=1e-6)
+        toys.clip(logit_bias=-3.0, logit_scale=5.0),
+        loss="sigmoid",
+        optimizer=lambda params: SGD(params, lr=1e-6),
     )
     assert (float(own.model.logit_bias), float(own.model.logit_scale)) == (-3, 5)
     toys.trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(own, datamodule=toys.data())

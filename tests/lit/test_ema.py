@@ -90,7 +90,7 @@ def test_interrupted_equals_uninterrupted(tmp_path):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ZooError, match="0.999"):
+    with pytest.raises(ZooError, match=r"0\.999"):
         Ema(toy(), 1.0)
     other = toy()
     other[0].bias.requires_grad_(True)
