@@ -67,7 +67,9 @@ def open_model(
         return Opened(module.to(where).eval(), processor, type(module).__name__, "given", where)
     name = str(model)
     if name in zoo.MODELS:
-        module = zoo.create_model(name, pretrained=pretrained, device=where)
+        with torch.random.fork_rng(devices=[]):  # random weights, but the same ones each time
+            torch.manual_seed(0)
+            module = zoo.create_model(name, pretrained=pretrained, device=where)
         weights = "random" if pretrained is None else str(pretrained)
         return Opened(module, zoo.create_processor(module), name, weights, where)
     if not Path(name).is_dir():

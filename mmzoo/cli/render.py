@@ -49,9 +49,11 @@ def say_broken(broken: Sequence[tuple[str, str]], count: int = 10) -> None:
         say(f"  and {len(broken) - count} more")
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share from 0 to 1 as `"12.3 %"`; `"-"` where there is none."""
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
+def percent(share: float | None, digits: int | None = None) -> str:
+    """A share from 0 to 1 as `"12.3 %"`, below one percent `"0.13 %"`; `"-"` where there is none."""
+    if share is None:
+        return "-"
+    return f"{100 * share:.{(2 if 0 < share < 0.01 else 1) if digits is None else digits}f} %"
 
 
 def size(count: int) -> str:

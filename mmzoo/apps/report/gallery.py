@@ -124,6 +124,7 @@ class Gallery:
         numbers: Headline numbers, with chance beside them.
         cards: Pictures, the most interesting first.
         cards_of: How many pictures there were before the page was bounded.
+        cards_which: Which of them are shown, where not all are.
         classes: Per-class table; empty to leave it out.
         matrix: Confusion matrix, where there are at most `MATRIX_MAX` classes.
         pairs: The most confused pairs, most pictures first.
@@ -136,6 +137,7 @@ class Gallery:
     numbers: Sequence[Number] = ()
     cards: Sequence[Card] = ()
     cards_of: int = 0
+    cards_which: str = ""
     classes: Sequence[ClassRow] = ()
     matrix: Matrix | None = None
     pairs: Sequence[Pair] = ()
@@ -147,8 +149,10 @@ def _asset(name: str) -> str:
     return (resources.files("mmzoo.apps.report") / name).read_text(encoding="utf-8")
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+def _percent(share: float | None, digits: int | None = None) -> str:
+    if share is None:
+        return "–"
+    return f"{100 * share:.{(2 if 0 < share < 0.01 else 1) if digits is None else digits}f} %"
 
 
 def render(gallery: Gallery) -> str:

@@ -1,0 +1,343 @@
+"""`mmzoo zeroshot`: name what is in pictures by labels given as words, and measure how well that works."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmzoo.apps.labels import match_classes, read_labels, read_templates, words
+from mmzoo.apps.opening import ModelLike, Opened, Progress, open_model, require
+from mmzoo.apps.pictures import Files, Loaded, find_pictures, read_batches
+from mmzoo.apps.report.gallery import ClassRow, Guess, Number, Pair, write
+from mmzoo.apps.report.zeroshot import gallery_of
+from mmzoo.data.open import open_source
+from mmzoo.data.reader import Broken
+from mmzoo.data.sample import Source
+from mmzoo.errors import UsageError
+from mmzoo.metrics.zeroshot import build_classifier, encode_texts
+from mmzoo.ops.pairs import Positives
+
+__all__ = ["Prediction", "ZeroShot", "zeroshot"]
+
+
+class Prediction(NamedTuple):
+    """What the model makes of one picture.
+
+    Attributes:
+        key: The picture's path or key.
+        place: Its index among the pictures.
+        guesses: Labels with the model's share for each (softmax over all labels, 0 to 1), best first.
+        truth: The true label, where it is known.
+        truth_score: The share of the true label.
+    """
+
+    key: str
+    place: int
+    guesses: tuple[Guess, ...]
+    truth: str | None = None
+    truth_score: float | None = None
+
+
+class ZeroShot(NamedTuple):
+    """The outcome of `zeroshot`.
+
+    Attributes:
+        model: Name of the model.
+        weights: Where its weights come from; `"random"` for a zoo name without `pretrained`.
+        weights_sha256: Hash of the weights, as in the model card.
+        source: Name of the data set, or `"pictures"`.
+        labels: All labels.
+        templates: The sentences that each label was put into.
+        numbers: Accuracy and, for data with texts, retrieval; chance beside each. Empty where no truth is known.
+        classes: Per-class table of a data set with classes.
+        confused: Pairs of classes that were mixed up, most pictures first.
+        predictions: One entry per readable picture, in order.
+        broken: Pictures that could not be read, and why.
+        command: The command that does the same.
+        html: The gallery, if one was written.
+    """
+
+    model: str
+    weights: str
+    weights_sha256: str
+    source: str
+    labels: list[str]
+    templates: tuple[str, ...]
+    numbers: list[Number]
+    classes: list[ClassRow]
+    confused: list[Pair]
+    predictions: list[Prediction]
+    broken: list[Broken]
+    command: str
+    html: Path | None
+
+
+def zeroshot(
+    model: ModelLike,
+    images: Sequence[str | Path] = (),
+    *,
+    labels: str | Path | Sequence[str] | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+    by: str | None = None,
+    templates: str | Path | Sequence[str] = "auto",
+    top_k: int = 5,
+    pretrained: str | Path | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    html: str | Path | None = None,
+    progress: Progress | None = None,
+) -> ZeroShot:
+    """Classify pictures by labels that the model was never trained on as classes.
+
+    Every label is put into every template, the embeddings are averaged (CLIP, section 3.1.4), and a picture gets
+    the label whose vector is nearest.
+
+    Args:
+        model: A name of the zoo, a folder written by `mmzoo.save`, or a pair of model and processor.
+        images: Picture files, folders of them, shell patterns.
+        labels: A list, `"cat,dog"`, or a file with one label per line. A data set's classes by default.
+        data: A data set instead of `images`; anything that `open_source` takes. With classes: accuracy, per-class
+            table, confusions. With texts: retrieval both ways, each picture against the first text of each.
+        split: Its split.
+        by: What its classes are, where it knows several answers.
+        templates: Sentences with `{}` for the label: a name of `mmzoo.processing.templates.TEMPLATES`, a sentence,
+            a file or a list; `"auto"` is described at `mmzoo.apps.labels.read_templates`.
+        top_k: So many labels per picture.
+        pretrained: Weights for a model given by name.
+        batch_size: Pictures per forward pass.
+        device: Where to compute; a CUDA device if there is one.
+        html: Where to write a gallery, a file or a folder; worst mistakes first.
+        progress: Called with the number of pictures done and of all.
+
+    Returns:
+        Predictions for every readable picture, and numbers where the truth is known.
+
+    Raises:
+        UsageError: Contradicting or missing arguments, or labels that do not fit the data.
+        ZooError: The model cannot do it, or no picture could be read.
+    """
+    source, names, label_of = _task(images, labels, data, split, by)
+    opened = open_model(model, pretrained=pretrained, device=device)
+    require(opened, "embeds pairs", "compare pictures with words")
+    sentences = read_templates(templates, opened.processor.text_spec)
+    predictions: list[Prediction] = []
+    broken: list[Broken] = []
+    pairs = _Pairs(opened)
+    with torch.inference_mode():
+        spoken = [words(name) for name in names]
+        classifier = build_classifier(opened.model, opened.processor, spoken, sentences, device=opened.device)
+        for batch in read_batches(source, batch_size, broken):
+            image = opened.model.encode_image(opened.processor.images(batch.images).to(opened.device))
+            logits = opened.model.logit_scale.exp() * opened.model.similarity(image, classifier)  # (B, C)
+            predictions += _predict(batch, logits.float().softmax(1), names, label_of, max(top_k, 5))
+            pairs.add(batch, image)
+            if progress is not None:
+                progress(batch.places[-1] + 1, len(source))
+        numbers = [*_accuracy(predictions, len(names)), *pairs.numbers(len(source.classes or ()))]
+    result = ZeroShot(
+        model=opened.name,
+        weights=opened.weights,
+        weights_sha256=opened.digest(),
+        source=source.name,
+        labels=names,
+        templates=sentences,
+        numbers=numbers,
+        classes=_class_table(predictions, names),
+        confused=_confused(predictions),
+        predictions=[p._replace(guesses=p.guesses[:top_k]) for p in predictions],
+        broken=broken,
+        command=_command(opened.name, images, pretrained, labels, data, split, by, templates, html),
+        html=None,
+    )
+    return result if html is None else result._replace(html=write(gallery_of(result, source), html))
+
+
+def _task(
+    images: Sequence[str | Path],
+    labels: str | Path | Sequence[str] | None,
+    data: str | Path | None,
+    split: str | None,
+    by: str | None,
+) -> tuple[Source, list[str], list[int] | None]:
+    """The pictures, the labels, and for each class of the pictures the index of its label (None: no classes)."""
+    given = None if labels is None else read_labels(labels)
+    if data is None:
+        if not images:
+            raise UsageError("name pictures to look at, or a data set with --data.")
+        if split is not None or by is not None:
+            raise UsageError("--split and --by belong to --data.")
+        if given is None:
+            raise UsageError(
+                "pictures need --labels: words between commas, or a file with one label per line."
+            )
+        return Files(find_pictures(images)), given, None
+    if images:
+        raise UsageError("give pictures or --data, not both.")
+    source = open_source(data, split=split, by=by)
+    classes = source.classes
+    if classes is None:
+        if given is None:
+            raise UsageError(f"{source.name} has no classes; name some with --labels.")
+        return source, given, None
+    if given is not None:
+        names, label_of = match_classes(given, classes, source.name)
+        return source, names, label_of
+    if len(classes) < 2:
+        raise UsageError(
+            f"{source.name} has one class only ({', '.join(classes)}), so every answer would be right; name others "
+            "with --labels."
+        )
+    return source, list(classes), list(range(len(classes)))
+
+
+def _predict(
+    batch: Loaded, shares: Tensor, names: Sequence[str], label_of: Sequence[int] | None, count: int
+) -> list[Prediction]:
+    """Keep the best `count` labels of each row of `shares` (B, C), and the share of the true one."""
+    top = shares.topk(min(count, shares.shape[1]))
+    found = []
+    for row, (sample, place) in enumerate(zip(batch.samples, batch.places, strict=True)):
+        values, indices = top.values[row].tolist(), top.indices[row].tolist()
+        guesses = tuple(Guess(names[i], value) for i, value in zip(indices, values, strict=True))
+        if label_of is None or sample.label is None or sample.label < 0:
+            found.append(Prediction(sample.key, place, guesses))
+            continue
+        truth = label_of[sample.label]
+        found.append(Prediction(sample.key, place, guesses, names[truth], float(shares[row, truth])))
+    return found
+
+
+def _accuracy(predictions: Sequence[Prediction], labels: int) -> list[Number]:
+    known = [p for p in predictions if p.truth is not None]
+    if not known:
+        return []
+    counts = Counter(p.truth or "" for p in known)
+    uneven = len(set(counts.values())) > 1
+    numbers = []
+    for k in (1, 5):
+        if k < max(labels, 2):  # the best five of five are always right
+            right = sum(p.truth in [guess.label for guess in p.guesses[:k]] for p in known)
+            often, most = counts.most_common(1)[0]
+            note = f"always {often!r}: {100 * most / len(known):.1f} %" if k == 1 and uneven else ""
+            numbers.append(Number(f"top-{k} accuracy", right / len(known), k / labels, note))
+    if uneven:
+        hits = Counter(p.truth for p in known if p.truth == p.guesses[0].label)
+        mean = sum(hits[name] / count for name, count in counts.items()) / len(counts)
+        numbers.append(Number("mean recall of classes", mean, 1 / labels))
+    return numbers
+
+
+def _confused(predictions: Sequence[Prediction]) -> list[Pair]:
+    known = [p for p in predictions if p.truth is not None]
+    counts = Counter(p.truth for p in known)
+    mixed = Counter((p.truth, p.guesses[0].label) for p in known if p.truth != p.guesses[0].label)
+    pairs = [Pair(truth or "", guess, n, n / counts[truth]) for (truth, guess), n in mixed.items()]
+    return sorted(pairs, key=lambda pair: (-pair.pictures, -pair.share))
+
+
+def _class_table(predictions: Sequence[Prediction], names: Sequence[str]) -> list[ClassRow]:
+    known = [p for p in predictions if p.truth is not None]
+    if not known:
+        return []
+    counts, called = Counter(p.truth for p in known), Counter(p.guesses[0].label for p in known)
+    hits = Counter(p.truth for p in known if p.truth == p.guesses[0].label)
+    taken_for: dict[str, str] = {}
+    for pair in _confused(known):
+        taken_for.setdefault(pair.truth, pair.guess)
+    return [
+        ClassRow(
+            name,
+            counts[name],
+            hits[name] / counts[name] if counts[name] else None,
+            hits[name] / called[name] if called[name] else None,
+            taken_for.get(name, ""),
+        )
+        for name in names
+    ]
+
+
+class _Pairs:
+    """Embeddings of pictures and of the first text of each, for retrieval both ways."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.images: list[Tensor] = []
+        self.texts: list[str] = []
+        self.text_ids: list[int] = []
+        self.image_ids: list[tuple[int, ...]] = []
+
+    def add(self, batch: Loaded, image: Tensor) -> None:
+        """Take the embeddings (B, E) of a batch's pictures; those without a text are left out."""
+        rows = [row for row, sample in enumerate(batch.samples) if sample.texts]
+        if not rows or image.dim() != 2:
+            return
+        self.images.append(image[rows].float())
+        for sample in (batch.samples[row] for row in rows):
+            self.texts.append(sample.texts[0])
+            self.text_ids.append(sample.text_ids[0])
+            self.image_ids.append(sample.image_ids)
+
+    def numbers(self, classes: int) -> list[Number]:
+        """Recall at 1, 5 and 10 both ways; none where the texts only repeat so many classes."""
+        if len(self.texts) < 2 or len(set(self.texts)) <= classes < len(self.texts):
+            return []
+        from mmzoo.metrics.retrieval import chance, recall
+
+        device = self.opened.device
+        image = torch.cat(self.images)
+        text = encode_texts(self.opened.model, self.opened.processor, self.texts, device=device).float()
+        width = max(map(len, self.image_ids))
+        image_ids = torch.tensor(
+            [[*ids, *[-1] * (width - len(ids))] for ids in self.image_ids], device=device
+        )
+        text_ids = torch.tensor(self.text_ids, device=device)
+        ways = {
+            "image to text": (image, text, Positives(image_ids, text_ids)),
+            "text to image": (text, image, Positives(text_ids, image_ids)),
+        }
+        numbers = []
+        for way, (queries, candidates, positives) in ways.items():
+            recalls = recall(queries, candidates, positives)
+            for k in (1, 5, 10):
+                guess = chance(positives.counts, len(candidates), k)
+                numbers.append(Number(f"{way} R@{k}", float(recalls[k]), guess, f"of {len(candidates)}"))
+        return numbers
+
+
+def _command(
+    model: str,
+    images: Sequence[str | Path],
+    pretrained: str | Path | None,
+    labels: str | Path | Sequence[str] | None,
+    data: str | Path | None,
+    split: str | None,
+    by: str | None,
+    templates: str | Path | Sequence[str],
+    html: str | Path | None,
+) -> str:
+    """The command that does the same; long lists of pictures are cut."""
+    shown = labels if labels is None or isinstance(labels, (str, Path)) else ",".join(labels)
+    sentences = templates if isinstance(templates, (str, Path)) else "FILE"
+    options = {
+        "model": model,
+        "pretrained": pretrained,
+        "labels": shown,
+        "data": data,
+        "split": split,
+        "by": by,
+        "templates": None if sentences == "auto" else sentences,
+        "html": html,
+    }
+    line = ["mmzoo", "zeroshot"]
+    for name, value in options.items():
+        if value is not None:
+            line += [f"--{name}", str(value)]
+    more = [] if len(images) <= 5 else ["..."]
+    return shlex.join([*line, *map(str, images[:5]), *more])
