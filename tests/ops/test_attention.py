@@ -285,6 +285,24 @@ def test_the_kernel_gets_the_smallest_mask(lq, mask, mask_shape, is_causal, monk
     assert call["is_causal"] is is_causal
 
 
+@pytest.mark.parametrize(
+    "kind", ["causal, offset -2", "keep, one text empty", "bias with holes", "everything"]
+)
+def test_a_kernel_that_is_not_trusted_never_gets_a_row_without_keys(kind, monkeypatch, draw):
+    """The CPU's kernel gives zeros for one, so that only what it is handed shows what another would be."""
+    monkeypatch.setattr(sdpa, "ZERO_ROWS", frozenset())
+    masks = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda *args, **kw: masks.append(kw["attn_mask"]) or kernel(*args, **kw),
+    )
+    attend(*draw(B, H, 2, 5, 5), mask=make_mask(kind, 5, 5), backend="sdpa")
+    seen = masks[0] if masks[0].dtype == torch.bool else masks[0] > -torch.inf
+    assert seen.any(-1).all()
+
+
 def test_key_masks_and_grouped_heads_stay_on_the_fused_kernel(draw):
     q, k, v = draw(2, 4, 2, 3, 5, dtype=torch.float32)
     out = attend(q, k, v, mask=AttnMask(keep=KEYS))
@@ -299,9 +317,10 @@ def test_autocast_is_the_same_on_every_backend(exact, draw):
             out = attend(q, k.bfloat16(), v, mask=mask, backend=backend)
             assert out.dtype == torch.bfloat16
             torch.testing.assert_close(out.double(), exact(q, k, v, mask), rtol=0, atol=4e-2)
-        weights = attend_weights(q, k, mask=mask)
+        weights = attend_weights(q, k.bfloat16(), mask=mask)
         assert weights.dtype == torch.float32
         assert (weights.sum(-1) - 1).abs().max() < 1e-6
+        assert torch.equal(weights, attend_weights(q.bfloat16(), k.bfloat16(), mask=mask))
         assert attend(q.double(), k.double(), v.double()).dtype == torch.float64
 
 
