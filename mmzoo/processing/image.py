@@ -1,4 +1,4 @@
-"""Pictures to tensors: safe decoding, the evaluation transform and random crops for training.
+"""The evaluation transform and random crops for training.
 
 Resizing runs on uint8 tensors (torchvision v2) and only the finished crop becomes float, in one multiply-add:
 less than half the cost of open_clip's transform, which works on PIL images. The two agree as far as 16-bit
@@ -8,22 +8,30 @@ normalisation). `exact=True` lets PIL resize, for results equal to the bit.
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import IO
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from mmzoo.errors import UsageError, ZooError
+from mmzoo.errors import UsageError
+from mmzoo.processing.decode import (
+    MAX_PIXELS,
+    BadImage,
+    ImageSource,
+    decode_bytes,
+    decode_image,
+    decode_pixels,
+    open_header,
+    read_source,
+    to_image,
+    to_pixels,
+    to_rgb,
+)
 from mmzoo.spec import ImageSpec
 
 __all__ = [
@@ -36,51 +44,12 @@ __all__ = [
     "normalize",
 ]
 
-ImageSource = bytes | str | Path | IO[bytes] | Image.Image
-"""An encoded picture (its bytes, a path, an open binary file) or one that is decoded already."""
-
-MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded unless a caller says otherwise: 8,000 x 8,000, or 192 MB as RGB."""
-
-# Only formats that Pillow reads by itself: some others hand the file to programs such as Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO", "TGA")
-
 # Where the resized long side would exceed so many times the short one, only what the crop keeps is computed:
 # a strip of 10,000 x 10 pixels would else grow to 150 MB.
 _EXTREME = 8
 
 _PIL_FILTER = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _TORCH_FILTER = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
-
-
-class BadImage(ZooError):  # noqa: N818 (said of the picture, as `raise BadImage` reads)
-    """A picture that cannot be used: missing, empty, truncated, too large or no picture at all."""
-
-
-def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture to RGB.
-
-    As in open_clip, timm and transformers, transparency is dropped rather than laid over a colour, EXIF
-    orientation is not applied (`PIL.ImageOps.exif_transpose` does it), and an animation gives its first
-    frame. Unlike there, 16-bit grey is scaled to 8 bits instead of being cut off at white.
-
-    Args:
-        source: Bytes, a path, an open binary file or a PIL image.
-        max_pixels: A larger picture is refused by its header, before memory is spent on it.
-
-    Returns:
-        A loaded image of mode RGB.
-
-    Raises:
-        BadImage: Missing, empty, truncated, too large or not a picture; the text says which.
-    """
-    if isinstance(source, Image.Image):
-        image, name = source, "the image"
-        _check_size(image, name, max_pixels)
-    else:
-        data, name = _read(source)
-        image = _open(data, name, max_pixels)
-    return _to_rgb(image, name)
 
 
 def normalize(pixels: Tensor, spec: ImageSpec) -> Tensor:
@@ -161,7 +130,7 @@ class ImageTransform:
         Raises:
             BadImage: The picture cannot be used.
         """
-        pixels, spec, size = _decode(source, self.max_pixels), self.spec, self.spec.size
+        pixels, spec, size = decode_pixels(source, self.max_pixels), self.spec, self.spec.size
         if spec.fit == "squash":
             return _resize(pixels, (size, size), spec, self.exact)
         height, width = pixels.shape[-2:]
@@ -228,14 +197,14 @@ class TrainTransform:
     def _crop(self, source: ImageSource, draws: list[float]) -> Tensor:
         size = self.spec.size
         if isinstance(source, Image.Image):
-            pixels = _decode(source, self.max_pixels)
+            pixels = decode_pixels(source, self.max_pixels)
         else:
-            data, name = _read(source)
+            data, name = read_source(source)
             if self.fast_decode:
-                crop = self._scaled_crop(_open(data, name, self.max_pixels), name, draws)
+                crop = self._scaled_crop(open_header(data, name, self.max_pixels), name, draws)
                 if crop is not None:
                     return crop
-            pixels = _decode_bytes(data, name, self.max_pixels)
+            pixels = decode_bytes(data, name, self.max_pixels)
         top, left, h, w = self._box(pixels.shape[1], pixels.shape[2], draws)
         return _resize(pixels[:, top : top + h, left : left + w], (size, size), self.spec)
 
@@ -252,7 +221,7 @@ class TrainTransform:
         factor = round(width / image.width)
         box = (left / factor, top / factor, (left + w) / factor, (top + h) / factor)
         resample = _PIL_FILTER[self.spec.interpolation]
-        return _to_tensor(_to_rgb(image, name).resize((size, size), resample, box=box))
+        return to_pixels(to_rgb(image, name).resize((size, size), resample, box=box))
 
     def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop: as in torchvision, the first of ten tries that fits."""
@@ -274,118 +243,10 @@ _TRIES = 10
 _DRAWS = 2 * _TRIES + 3  # area and aspect of each try; top, left; flip
 
 
-def _read(source: bytes | str | Path | IO[bytes]) -> tuple[bytes, str]:
-    """Fetch the bytes of a source and what to call it in messages."""
-    if isinstance(source, (str, Path)):
-        try:
-            data, name = Path(source).read_bytes(), str(source)
-        except OSError as error:
-            raise BadImage(f"{source} cannot be read: {error.strerror or error}.") from error
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        data, name = bytes(source), "the image"
-    elif hasattr(source, "read"):
-        data, name = source.read(), str(getattr(source, "name", "the image"))
-    else:
-        raise UsageError(
-            f"an image is bytes, a path, an open file or a PIL image, not {type(source).__name__}."
-        )
-    if not data:
-        raise BadImage(f"{name} is empty (0 bytes).")
-    return data, name
-
-
-@cache
-def _known_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(f for f in _FORMATS if f in Image.OPEN)  # a lean Pillow may lack some
-
-
-def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Read a picture's header and check its size; pixels stay undecoded."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=_known_formats())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"{name} is too large: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise BadImage(
-            f"{name} is not a picture in a known format ({', '.join(_known_formats())})."
-        ) from error
-    except Exception as error:  # a damaged file trips each format's parser in its own way
-        raise BadImage(f"{name} has a damaged header: {error or type(error).__name__}.") from error
-    _check_size(image, name, max_pixels)
-    return image
-
-
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise BadImage(f"{name} has no pixels ({width} x {height}).")
-    if width * height > max_pixels:
-        raise BadImage(
-            f"{name} has {width} x {height} pixels, more than the {max_pixels:,} allowed; "
-            "shrink it or raise max_pixels."
-        )
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    try:
-        if image.mode == "RGB":
-            image.load()
-            return image
-        if image.mode.startswith("I;16"):
-            return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colours; without it Pillow warns
-        return image.convert("RGB")
-    except Exception as error:
-        raise BadImage(f"{name} cannot be decoded: {error or type(error).__name__}.") from error
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """`(3, H, W)` uint8 over interleaved memory, which torch resizes fastest."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-_AS_RGB = 3  # torchvision's ImageReadMode.RGB
-
-
-@cache
-def _jpeg_operator() -> Callable[[Tensor, int], Tensor]:
-    """torchvision's JPEG decoder: Pillow's pixels in less time.
-
-    Its Python wrapper warns on each call since 0.29 that decoders will move to torchcodec; the operator does
-    not. Once it is gone, Pillow takes over.
-    """
-    import torchvision.io  # noqa: F401 (registers the operator)
-
-    return torch.ops.image.decode_jpeg  # type: ignore[no-any-return]
-
-
-def _decode(source: ImageSource, max_pixels: int) -> Tensor:
-    """`(3, H, W)` uint8: the pixels of `decode_image`, from torchvision's JPEG decoder where it applies."""
-    if isinstance(source, Image.Image):
-        return _to_tensor(decode_image(source, max_pixels=max_pixels))
-    return _decode_bytes(*_read(source), max_pixels)
-
-
-def _decode_bytes(data: bytes, name: str, max_pixels: int) -> Tensor:
-    image = _open(data, name, max_pixels)
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):  # CMYK differs between the two
-        try:
-            return _jpeg_operator()(torch.frombuffer(bytearray(data), dtype=torch.uint8), _AS_RGB)
-        except (RuntimeError, AttributeError, ImportError):
-            pass  # the file is damaged (Pillow says how) or torchvision has no decoder
-    return _to_tensor(_to_rgb(image, name))
-
-
-def _to_image(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
 def _resize(pixels: Tensor, size: tuple[int, int], spec: ImageSpec, exact: bool = False) -> Tensor:
     """Resize to height and width, antialiased."""
     if exact:
-        return _to_tensor(_to_image(pixels).resize(size[::-1], _PIL_FILTER[spec.interpolation]))
+        return to_pixels(to_image(pixels).resize(size[::-1], _PIL_FILTER[spec.interpolation]))
     return resize(pixels, list(size), _TORCH_FILTER[spec.interpolation], antialias=True)
 
 
@@ -396,9 +257,9 @@ def _resize_box(pixels: Tensor, box: tuple[float, float, float, float], spec: Im
     # The filter reaches two (resized) pixels beyond the box; what lies further out only costs memory.
     x, y = (math.ceil(2 * max(1, length / size)) + 1 for length in (right - left, bottom - top))
     x0, y0 = max(0, int(left) - x), max(0, int(top) - y)
-    near = _to_image(pixels[:, y0 : math.ceil(bottom) + y, x0 : math.ceil(right) + x])
+    near = to_image(pixels[:, y0 : math.ceil(bottom) + y, x0 : math.ceil(right) + x])
     # One axis at a time, or Pillow 13 may choose the other order and round otherwise.
     wide = near.resize(
         (size, near.height), resample, (left - x0, 0, min(right - x0, near.width), near.height)
     )
-    return _to_tensor(wide.resize((size, size), resample, (0, top - y0, size, min(bottom - y0, near.height))))
+    return to_pixels(wide.resize((size, size), resample, (0, top - y0, size, min(bottom - y0, near.height))))

@@ -90,7 +90,7 @@ class _Templates(Mapping[str, tuple[str, ...]]):
 
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = _Templates()
-"""`"imagenet"` (CLIP's 80), `"simple"` (7 general ones), `"drawing"`, `"emoji"`, `"plain"` (the bare name)."""
+"""`"imagenet"` (CLIP's 80), `"simple"` (7 general), `"drawing"`, `"emoji"`, `"plain"` (only the name)."""
 
 
 def expand(names: Sequence[str], templates: Iterable[str]) -> list[str]:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.processing import image as module
+from mmzoo.processing import decode
+from mmzoo.processing import image as image_module
 from mmzoo.processing.image import BadImage, ImageTransform, TrainTransform, decode_image, normalize
 from mmzoo.spec import HALF, ImageSpec
 
@@ -120,7 +121,7 @@ def test_long_strips_equal_the_crop_of_the_whole(monkeypatch, shape):
     """Without ever resizing the whole: what would be the largest allocation is not made."""
     spec = ImageSpec(64)
     image = photo(*shape)
-    monkeypatch.setattr(module, "resize", None)  # the ordinary way is not taken
+    monkeypatch.setattr(image_module, "resize", None)  # the ordinary way is not taken
     assert (ImageTransform(spec).pixels(image).int() - two_pass(image, spec)).abs().max() <= 1
 
 
@@ -170,8 +171,8 @@ def test_fast_jpeg_gives_pils_pixels(monkeypatch, options):
     image = photo(321, 241, options.pop("mode", "RGB"))
     data = encoded(image, "JPEG", **options)
     expected = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
-    monkeypatch.setattr(module, "_to_tensor", None)  # PIL's way is not taken
-    assert torch.equal(module._decode(data, 10**6), expected)
+    monkeypatch.setattr(decode, "to_pixels", None)  # PIL's way is not taken
+    assert torch.equal(decode.decode_pixels(data, 10**6), expected)
 
 
 def test_batches_of_any_source_are_equal(tmp_path):
@@ -404,7 +405,7 @@ def test_scaled_decoding_neither_shifts_nor_changes_much(shape):
         slow = TrainTransform(spec, scale=(0.5, 1.0))(data, torch.Generator().manual_seed(seed)).float()
         fast = TrainTransform(spec, scale=(0.5, 1.0), fast_decode=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_decode_bytes", None)  # the scaled way is taken
+            patch.setattr(image_module, "decode_bytes", None)  # the scaled way is taken
             quick = fast(data, torch.Generator().manual_seed(seed)).float()
         assert (slow - quick).abs().mean() < 1.5
 
