@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmzoo.data.open import open_source
-from mmzoo.data.sample import Sample, Source
+from mmzoo.data.sample import Source
 from mmzoo.data.sources.tar import load_index
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.processing.image import BadImage, decode_image
@@ -62,24 +62,27 @@ def pack(
     for number, start in enumerate(range(0, len(indices), samples)):
         shard = target.with_name(f"{target.name}-{number:05}.tar")
         partial = shard.with_name(shard.name + ".part")
-        with tarfile.open(partial, "w") as tar:
-            for index in indices[start : start + samples]:
-                try:
-                    reason = _add(tar, source[index], index, check)
-                except OSError as error:
-                    reason = f"{error.filename} ({error.strerror})"
-                if reason:
-                    left_out.append(reason)
-        os.replace(partial, shard)  # a shard that is there is whole
+        try:
+            with tarfile.open(partial, "w") as tar:
+                left_out += filter(
+                    None, (_add(tar, source, i, check) for i in indices[start : start + samples])
+                )
+            os.replace(partial, shard)  # a shard that is there is whole
+        finally:
+            partial.unlink(missing_ok=True)
         load_index(shard)
         shards.append(shard)
     return shards, left_out
 
 
-def _add(tar: tarfile.TarFile, sample: Sample, index: int, check: bool) -> str | None:
+def _add(tar: tarfile.TarFile, source: Source, index: int, check: bool) -> str | None:
     """Add one sample; returns why not, or None."""
+    try:
+        sample = source[index]
+    except OSError as error:
+        return f"{error.filename} ({error.strerror})"
     if any(about != sample.image_ids[0] for about in sample.text_ids):
-        raise UsageError(f"{sample.key} has captions about a group of pictures, which a shard cannot express.")
+        raise UsageError(f"{sample.key} has captions about a group, which a shard cannot express.")
     if not any(text.strip() for text in sample.texts):
         return f"{sample.key} (no caption)"
     try:

@@ -1,4 +1,4 @@
-"""Batches as NamedTuples of tensors, which torch's pinning and Lightning's device transfer both understand."""
+"""Batches as NamedTuples of tensors: torch's pinning and Lightning's device transfer both understand them."""
 
 from __future__ import annotations
 

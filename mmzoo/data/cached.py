@@ -37,8 +37,8 @@ class CachedReader(Dataset[Read | ZooError]):
         total = len(source) * 3 * size * size
         if total > LARGEST:
             raise ZooError(
-                f"{source.name}: {len(source):,} pictures of {size} px take {total / 2**30:.1f} GiB of memory; "
-                "set cache_images to false for a set of this size."
+                f"{source.name}: {len(source):,} pictures of {size} px take {total / 2**30:.1f} GiB of "
+                "memory; set cache_images to false for a set of this size."
             )
         self.prepare = prepare
         self.seen = len(source)

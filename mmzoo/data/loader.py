@@ -8,10 +8,10 @@ Lightning leaves its sharding alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 from mmzoo.data.reader import Broken, Read, Step, generator, mix
 from mmzoo.errors import ZooError
 
-__all__ = ["BatchOrder", "BrokenTally", "MapReads", "ResumableLoader", "as_is"]
+__all__ = [
+    "BatchOrder",
+    "BrokenTally",
+    "MapReads",
+    "Reads",
+    "ResumableLoader",
+    "batch_loader",
+    "stop_workers",
+]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -127,9 +135,19 @@ class BrokenTally:
         named = "; ".join(f"{b.key} ({b.reason.rstrip('.')})" for b in self.first[:3])
         return (
             f"{self.name}: {self.count} of {self.seen} samples are broken, more than max_broken = "
-            f"{self.max_share:g} allows: {named}{'; ...' if self.count > 3 else ''}. Mend or remove them, or raise "
-            "max_broken."
+            f"{self.max_share:g} allows: {named}{'; ...' if self.count > 3 else ''}. "
+            "Mend or remove them, or raise max_broken."
         )
+
+
+class Reads(Protocol):
+    """Where a `ResumableLoader` gets its batches from."""
+
+    def __call__(self, epoch: int, position: int) -> Iterator[Read | ZooError]:
+        """The epoch's reads from that batch on."""
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
 
 
 class ResumableLoader:
@@ -140,7 +158,7 @@ class ResumableLoader:
 
     Args:
         order: How long an epoch is; the state is only valid for the same order.
-        reads: Called with (epoch, position), gives the epoch's reads from that batch on.
+        reads: Where batches come from.
         max_broken: Largest share of broken samples that is put up with.
         name: What to call the data in messages.
     """
@@ -148,7 +166,7 @@ class ResumableLoader:
     def __init__(
         self,
         order: BatchOrder,
-        reads: Callable[[int, int], Iterator[Read | ZooError]],
+        reads: Reads,
         *,
         max_broken: float = 0.01,
         name: str = "data",
@@ -208,7 +226,7 @@ class ResumableLoader:
         changed = [k for k, v in self._signature().items() if state["order"].get(k) != v]
         if changed:
             log.warning(
-                "%s: %s changed since the checkpoint was written, so epoch %d starts again from its first batch.",
+                "%s: %s changed since the checkpoint was written, so epoch %d starts again from batch 1.",
                 self.tally.name,
                 ", ".join(changed),
                 self._epoch,
@@ -216,6 +234,10 @@ class ResumableLoader:
             return
         self._position = state["position"]
         self.tally.seen, self.tally.count = state["seen"], state["broken"]
+
+    def close(self) -> None:
+        """Stop the workers; the loader is of no use afterwards."""
+        self._reads.close()
 
     def _signature(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self.order).items() if k != "rank"}  # rank 0 writes for all
@@ -240,23 +262,50 @@ class MapReads:
         pin_memory: bool = False,
     ) -> None:
         self._steps = _Steps(order)
-        self._loader = DataLoader(
-            reader,
-            batch_size=None,  # an item is a batch already
-            sampler=self._steps,
-            num_workers=num_workers,
-            collate_fn=as_is,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            generator=generator(
-                0
-            ),  # an iterator draws a seed when it is made: not from the training's own randomness
-        )
+        self._loader = batch_loader(reader, self._steps, num_workers, pin_memory, persistent=num_workers > 0)
+        self._passing: Iterator[Read | ZooError] | None = None
 
     def __call__(self, epoch: int, position: int) -> Iterator[Read | ZooError]:
         """The epoch's reads from that batch on."""
         self._steps.epoch, self._steps.start = epoch, position
-        return iter(self._loader)
+        self._passing = iter(self._loader)
+        return self._passing
+
+    def close(self) -> None:
+        """Stop the workers; this object is of no use afterwards."""
+        stop_workers(self._passing)
+
+
+def batch_loader(
+    dataset: Dataset[Any],
+    sampler: Iterable[Any] | None,
+    num_workers: int,
+    pin_memory: bool,
+    *,
+    persistent: bool = False,
+) -> DataLoader[Any]:
+    """A torch loader over a dataset whose items are batches already."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        persistent_workers=persistent,
+        generator=generator(0),  # each iterator draws a seed: not from the training's own randomness
+    )
+
+
+def stop_workers(passing: Iterator[Any] | None) -> None:
+    """Stop the workers of a torch loader's iterator now.
+
+    The garbage collector does it too, but inside a reference cycle, as with everything that a Trainer holds,
+    it closes the queues first: workers then miss the message to end and are waited for, five seconds each.
+    """
+    shutdown = getattr(passing, "_shutdown_workers", None)
+    if shutdown is not None:
+        shutdown()
 
 
 class _Steps:
@@ -274,6 +323,5 @@ class _Steps:
         return len(self.order) - self.start
 
 
-def as_is(item: T) -> T:
-    """A collate function for items that are batches already."""
+def _as_is(item: T) -> T:
     return item

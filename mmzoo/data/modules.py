@@ -1,7 +1,8 @@
-"""The DataModules of the command line: from paths and numbers to loaders that shuffle, split and resume exactly."""
+"""The DataModules of the command line: from paths and numbers to loaders that resume exactly."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from mmzoo.data.cached import CachedReader
 from mmzoo.data.collate import CaptionCollate, ClassCollate, Collate, Tokens
-from mmzoo.data.loader import BatchOrder, MapReads, ResumableLoader
+from mmzoo.data.loader import BatchOrder, MapReads, Reads, ResumableLoader
 from mmzoo.data.open import list_splits, open_source
 from mmzoo.data.reader import BatchReader, Normalise, Prepare, ToPixels, Whole
 from mmzoo.data.sample import Source
@@ -55,7 +56,7 @@ class Stream:
     pool: int = 5000
 
 
-class PictureData(LightningDataModule):
+class PictureData(LightningDataModule, ABC):
     """What `CaptionsData` and `ClassificationData` share; use one of these.
 
     Everything random depends on the seed, the epoch and the sample alone: any number of workers gives the
@@ -132,6 +133,7 @@ class PictureData(LightningDataModule):
         self.train_source: Source | None = None
         self.val_sources: dict[str, Source] = {}
         self.test_sources: dict[str, Source] = {}
+        self._loaders: list[ResumableLoader] = []
 
     # -- sources
     # ------------------------------------------------------------------------------------------------
@@ -150,6 +152,8 @@ class PictureData(LightningDataModule):
             self.check(self.train_source)
         if stage in ("fit", "validate"):
             self.val_sources = self._open(self.val_splits)
+        if stage == "validate" and not self.val_sources:
+            raise UsageError("nothing to validate on: give val_splits or val.")
         if stage in ("test", "predict"):
             self.test_sources = self._open(self.val_splits if self.test_splits is None else self.test_splits)
             if not self.test_sources:
@@ -175,8 +179,9 @@ class PictureData(LightningDataModule):
         self.check(source)
         return source
 
+    @abstractmethod
     def check(self, source: Source) -> None:
-        """Refuse a source that is no use to this kind of training."""
+        """Refuse a source that is of no use to this kind of training."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -192,9 +197,9 @@ class PictureData(LightningDataModule):
     # -- loaders
     # ------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def collate(self, source: Source | None) -> Collate:
-        """How samples of this source become batches."""
-        raise NotImplementedError
+        """How samples of this source become batches; None stands for a stream."""
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of shuffled and augmented samples."""
@@ -258,7 +263,7 @@ class PictureData(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
-        loader = ResumableLoader(order, reads, max_broken=self.max_broken, name=source.name)
+        loader = self._loader_of(order, reads, source.name)
         if cached is not None:
             loader.tally.add(cached.seen, cached.broken)
         return loader
@@ -273,7 +278,16 @@ class PictureData(LightningDataModule):
         )
         stream = ShardStream(self.source, prepare, order, pool=self.stream.pool)
         reads = StreamReads(stream, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
-        return ResumableLoader(order, reads, max_broken=self.max_broken, name=self.source)
+        return self._loader_of(order, reads, self.source)
+
+    def _loader_of(self, order: BatchOrder, reads: Reads, name: str) -> ResumableLoader:
+        self._loaders.append(ResumableLoader(order, reads, max_broken=self.max_broken, name=name))
+        return self._loaders[-1]
+
+    def teardown(self, stage: str) -> None:
+        """Stop the workers of all loaders."""
+        while self._loaders:
+            self._loaders.pop().close()
 
     def _processes(self) -> tuple[int, int]:
         """This process and how many there are."""
@@ -305,7 +319,7 @@ class ClassificationData(PictureData):
     """Pictures with classes: yields `ClassBatch`."""
 
     def check(self, source: Source) -> None:
-        """Refuse a source without classes, with one class only, or with other classes than the training source."""
+        """Refuse a source without classes, with one only, or with others than the training source."""
         if source.classes is None:
             raise ZooError(f"{source.name} has no classes; ClassificationData reads class folders.")
         if len(source.classes) < 2:

@@ -98,6 +98,10 @@ def list_splits(path: str | Path) -> tuple[str, ...]:
 def _recognise(path: str | Path) -> tuple[str, Path]:
     """Kind of source and the path it is at."""
     text = str(path)
+    if "://" in text or text.startswith("pipe:"):
+        raise UsageError(
+            f"{path} is not local: stream it (data.stream of CaptionsData), or download it first."
+        )
     if text in EASY_VQA and not Path(path).exists():
         return "easyvqa", find_data("data/easyvqa")
     if any(c in text for c in "*?{[") and not Path(path).exists():

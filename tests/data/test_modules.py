@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 
 import pytest
@@ -90,6 +91,8 @@ def test_splits_are_found_and_explained(class_folder, make_jsonl, tmp_path):
         ready(CaptionsData(str(make_jsonl(6, name="fourth")), train_split="trian"))
     with pytest.raises(UsageError, match=r"no split 'unseen-stile'. Did you mean unseen-style"):
         ready(CaptionsData("data/emoji", val_splits=("unseen-stile",)))
+    with pytest.raises(UsageError, match="nothing to validate on"):
+        ready(CaptionsData(str(tmp_path / "fourth")), "validate")
     with pytest.raises(UsageError, match="nothing to test on"):
         ready(CaptionsData(str(tmp_path / "fourth")), "test")
 
@@ -227,6 +230,7 @@ def test_lightning_resumes_with_workers(make_jsonl, tmp_path):
     folder = make_jsonl(23)
     path = tmp_path / "saved.ckpt"
     whole, _, _ = fit(folder, 2, [SaveAt(7, path)])
+    assert multiprocessing.active_children() == []  # all workers were told to end, rather than waited for
     assert fit(folder, 0)[0].seen == whole.seen
     assert fit(folder, 2, ckpt=path)[0].seen == whole.seen[7:]
 

@@ -75,6 +75,7 @@ def test_what_cannot_be_opened_is_said(class_folder, tmp_path):
         (tmp_path / "a.zip", "is a .zip file; expected .jsonl"),
         (tmp_path / "*.jpg", "patterns name tar shards"),
         (tmp_path / "*.tar", "no shards match"),
+        ("https://example.org/{0..3}.tar", "is not local: stream it"),
     ]:
         with pytest.raises(ZooError, match=words):
             open_source(path)

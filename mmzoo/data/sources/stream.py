@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from mmzoo.data.collate import Drawn
-from mmzoo.data.loader import BatchOrder, as_is
-from mmzoo.data.reader import Broken, Prepare, Read, generator, in_a_row, mix
+from mmzoo.data.loader import BatchOrder, batch_loader, stop_workers
+from mmzoo.data.reader import Broken, Prepare, Read, in_a_row, mix
 from mmzoo.data.sample import Sample
 from mmzoo.data.sources.common import stable_id
 from mmzoo.data.sources.shards import (
@@ -52,7 +52,7 @@ class ShardStream(IterableDataset[Read | ZooError]):
 
     def __init__(self, pattern: str, prepare: Prepare, order: BatchOrder, *, pool: int) -> None:
         if pool < 1:
-            raise ZooError(f"shuffle_pool is {pool}; it must be at least 1.")
+            raise ZooError(f"stream.pool is {pool}; it must be at least 1.")
         remote = "://" in pattern or pattern.startswith("pipe:")
         self.urls = expand_braces(pattern) if remote else [str(path) for path in expand_shards(pattern)]
         self.name = pattern
@@ -154,20 +154,20 @@ def _to_sample(record: dict[str, Any]) -> Sample | None:
 
 
 class StreamReads:
-    """Reads of a stream for `ResumableLoader`: workers start anew every epoch, each knowing where to begin."""
+    """Reads of a stream for `ResumableLoader`: workers start anew every epoch, knowing where to begin."""
 
     def __init__(self, stream: ShardStream, *, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.stream = stream
-        self._loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=as_is,
-            pin_memory=pin_memory,
-            generator=generator(0),
-        )
+        self._loader = batch_loader(stream, None, num_workers, pin_memory)
+        self._passing: Iterator[Read | ZooError] | None = None
 
     def __call__(self, epoch: int, position: int) -> Iterator[Read | ZooError]:
         """The epoch's reads from that batch on."""
+        stop_workers(self._passing)  # of an epoch that was cut short
         self.stream.epoch, self.stream.position = epoch, position
-        return iter(self._loader)
+        self._passing = iter(self._loader)
+        return self._passing
+
+    def close(self) -> None:
+        """Stop the workers."""
+        stop_workers(self._passing)
