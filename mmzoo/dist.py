@@ -117,12 +117,6 @@ class _GatherWithGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        sizes, me = ctx.sizes, rank()
-        grad = grad.contiguous()
-        if len(set(sizes)) == 1:
-            mine = torch.empty_like(grad[: sizes[me]])
-            distributed.reduce_scatter_tensor(mine, grad)
-            return mine, None
-        # A reduce-scatter of uneven slices is not something every backend has.
-        start = sum(sizes[:me])
-        return sum_over_ranks(grad.clone())[start : start + sizes[me]], None
+        mine = grad.new_empty(ctx.sizes[rank()], *grad.shape[1:])
+        distributed.reduce_scatter(mine, list(grad.contiguous().split(ctx.sizes)))
+        return mine, None

@@ -61,7 +61,7 @@ def cached_step(
         for chunk in chunks:
             states.append(_random_state())
             embedded.append(embed(chunk))
-    # Autocast would hand the casts of the weights made above, which have no graph, to the pass below.
+    # Before pytorch/pytorch#165068 autocast handed the graphless casts of the weights made above to the pass below.
     torch.clear_autocast_cache()
     # One entry for each of the tensors that `embed` gives. Full precision, or a scaled gradient would be rounded here.
     outputs = list(zip(*embedded, strict=True))

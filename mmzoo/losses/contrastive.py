@@ -76,7 +76,55 @@ def clip_loss(
     with full_precision(image.device):
         sides = gather_sides(image, text, image_ids, text_ids, gather)
         inputs = (sides.image, sides.text, scalar(scale, sides.image))
+        if len(sides.image) <= tile and not sides.partial:
+            return Contrastive(*_OneTile.apply(*inputs, sides))  # type: ignore[no-untyped-call]
         return Contrastive(*_TiledSoftmax.apply(*inputs, sides, tile))  # type: ignore[no-untyped-call]
+
+
+class _OneTile(torch.autograd.Function):
+    """The loss where all logits fit at once, in as few operations as there are: small batches are mostly overhead."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, sides: Sides
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z = (image * scale) @ text.T
+        row, column = sides.positives.tile(0, len(image))
+        winners = Winners(z, len(text))
+        winners.update(z, 0, row, column)
+        log_rows, log_columns = z.log_softmax(1), z.log_softmax(0)
+        row_share, column_share = sides.row_share[row], sides.column_share[column]
+        loss = (log_rows[row, column] * row_share + log_columns[row, column] * column_share).sum()
+        ctx.save_for_backward(
+            image, text, scale, log_rows, log_columns, row, column, row_share + column_share
+        )
+        ctx.sides = sides
+        accuracies = winners.accuracies(sides)
+        ctx.mark_non_differentiable(*accuracies)
+        return -0.5 * loss, *accuracies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, scale, log_rows, log_columns, row, column, share = ctx.saved_tensors
+        with full_precision(image.device):
+            work = log_rows.exp().mul_(ctx.sides.row_weight[:, None])
+            work.addcmul_(log_columns.exp(), ctx.sides.column_weight)
+            work[row, column] -= share
+            grads = _through_scale(image, scale, work @ text, work.T @ image, 0.5 * grad_loss)
+        return *grads, None
+
+
+def _through_scale(
+    image: Tensor, scale: Tensor, image_grad: Tensor, text_grad: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn gradients with respect to what the scale multiplies into those of image, text and scale.
+
+    The scale's own needs no sum over pairs: it is what the images' gradient says of the images.
+    """
+    scale_grad = (image * image_grad).sum() * factor
+    factor = factor * scale
+    return image_grad.mul_(factor), text_grad.mul_(factor), scale_grad
 
 
 class _TiledSoftmax(torch.autograd.Function):
@@ -106,12 +154,9 @@ class _TiledSoftmax(torch.autograd.Function):
             column_sum.mul_((column_max - new_max).exp_()).add_(work.sum(0))
             column_max = new_max
 
-        row_counts, column_counts = (x.to(image.dtype) for x in (positives.counts, sides.column_counts))
-        row_weight = 0.5 * row_counts.clamp_max(1) / sides.images_with_text.clamp_min(1)
-        column_weight = 0.5 * column_counts.clamp_max(1) / column_counts.clamp_max(1).sum().clamp_min(1)
-        row_share = row_weight / row_counts.clamp_min(1)
-        column_share = column_weight / column_counts.clamp_min(1)
-
+        row_weight, row_share, column_weight, column_share = (
+            0.5 * x for x in (sides.row_weight, sides.row_share, sides.column_weight, sides.column_share)
+        )
         row_loss = (row_weight * row_lse - row_share * row_target).sum()
         if sides.partial:
             all_max = dist.max_over_ranks(column_max.clone())
@@ -131,7 +176,6 @@ class _TiledSoftmax(torch.autograd.Function):
             column_lse - column_weight.log(),
             row_share,
             column_share,
-            z_buffer if rows <= tile else None,  # a single tile is kept rather than made again
         )
         ctx.positives, ctx.tile, ctx.gradient_share = positives, tile, sides.gradient_share
         accuracies = winners.accuracies(sides)
@@ -141,23 +185,20 @@ class _TiledSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, row_shift, column_shift, row_share, column_share, kept = ctx.saved_tensors
+        image, text, scale, row_shift, column_shift, row_share, column_share = ctx.saved_tensors
         rows, columns = len(image), len(text)
-        # Gradients with respect to what the scale multiplies; the scale's own then needs no product over pairs.
         image_grad, text_grad = torch.empty_like(image), torch.zeros_like(text)
         z_buffer, work_buffer = (image.new_empty(min(ctx.tile, rows), columns) for _ in range(2))
 
         with full_precision(image.device):
             for start, stop in spans(rows, ctx.tile):
                 z, work = z_buffer[: stop - start], work_buffer[: stop - start]
-                logits = kept if kept is not None else torch.mm(image[start:stop] * scale, text.T, out=z)
-                torch.sub(logits, row_shift[start:stop, None], out=work).exp_()
-                work += torch.sub(logits, column_shift, out=z).exp_()
+                torch.mm(image[start:stop] * scale, text.T, out=z)
+                torch.sub(z, row_shift[start:stop, None], out=work).exp_()
+                work += z.sub_(column_shift).exp_()
                 row, column = ctx.positives.tile(start, stop)
                 work[row, column] -= row_share[start:stop][row] + column_share[column]
                 torch.mm(work, text, out=image_grad[start:stop])
                 text_grad.addmm_(work.T, image[start:stop])
         factor = grad_loss * ctx.gradient_share
-        scale_grad = (image * image_grad).sum() * factor
-        factor = factor * scale
-        return image_grad.mul_(factor), text_grad.mul_(factor), scale_grad, None, None
+        return *_through_scale(image, scale, image_grad, text_grad, factor), None, None

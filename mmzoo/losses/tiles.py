@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmzoo import dist
 from mmzoo.errors import ZooError
-from mmzoo.ops.pairs import Positives
+from mmzoo.ops.pairs import Diagonal, Positives
 
 __all__ = ["Contrastive", "Gather", "Sides", "Winners", "full_precision", "gather_sides", "scalar", "spans"]
 
@@ -36,12 +36,16 @@ class Sides(NamedTuple):
     """(C, E)."""
     positives: Positives
     """Over these rows and columns."""
-    column_counts: Tensor
-    """(C,) positives of each text among the images of all ranks."""
+    row_weight: Tensor
+    """(R,) 1 / the images of all ranks that have a positive text; 0 for an image that has none."""
+    column_weight: Tensor
+    """(C,) 1 / the texts that have a positive image on any rank; 0 for a text that has none."""
+    row_share: Tensor
+    """(R,) the row's weight divided by its number of positives."""
+    column_share: Tensor
+    """(C,) the column's weight divided by its number of positives on all ranks."""
     images: int
-    """Images over all ranks, of which R are rows here."""
-    images_with_text: Tensor
-    """Scalar int64: how many of them have a positive text."""
+    """Images of all ranks, of which R are rows here."""
     partial: bool
     """Whether other ranks hold the other rows, so that sums over rows must still be added up over ranks."""
 
@@ -82,54 +86,75 @@ def gather_sides(
         )
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     image, text = image.to(dtype), text.to(dtype)
+    image_rows, text_rows = len(image), len(text)
     spread = gather != "none" and dist.world() > 1
     image_sizes = dist.gather_sizes(len(image), image.device) if spread else [len(image)]
     text_sizes = dist.gather_sizes(len(text), text.device) if spread else [len(text)]
 
     if not sum(image_sizes) or not sum(text_sizes):
         raise ZooError(f"A contrastive loss needs pairs, but got {len(image)} images and {len(text)} texts.")
-    if image_ids is None and text_ids is None:
-        if image_sizes != text_sizes:
-            raise ZooError(
-                f"A contrastive loss without ids pairs image i with text i, but got {len(image)} images and "
-                f"{len(text)} texts; pass image_ids and text_ids."
-            )
-        image_ids = torch.arange(sum(image_sizes), device=image.device)[:, None]
-        text_ids = image_ids[:, 0]
-    elif image_ids is None or text_ids is None:
+    if (image_ids is None) != (text_ids is None):
         raise ZooError("A contrastive loss takes image_ids and text_ids together, or neither.")
-    else:
-        if len(image_ids) != len(image) or text_ids.shape != text.shape[:1]:
-            raise ZooError(
-                f"image_ids {tuple(image_ids.shape)} and text_ids {tuple(text_ids.shape)} do not fit {len(image)} "
-                f"images and {len(text)} texts; they are (B,) or (B, m), and (T,)."
-            )
-        image_ids = image_ids.reshape(len(image), -1)
-        if spread:
-            width = int(dist.max_over_ranks(torch.tensor(image_ids.shape[1], device=image.device)))
-            image_ids = torch.nn.functional.pad(image_ids, (0, width - image_ids.shape[1]), value=-1)
-            image_ids = dist.gather_no_grad(image_ids, image_sizes)
-            text_ids = dist.gather_no_grad(text_ids, text_sizes)
-
+    partial = spread and gather == "local"
     if spread:
         text = dist.gather_with_grad(text, text_sizes)
-    if spread and gather == "global":
+    if spread and not partial:
         image = dist.gather_with_grad(image, image_sizes)
-    partial = spread and gather == "local"
+    first = sum(image_sizes[: dist.rank()]) if partial else 0  # which row of all ranks is the first here
+
+    if image_ids is None or text_ids is None:
+        if image_sizes != text_sizes:
+            raise ZooError(
+                f"A contrastive loss without ids pairs image i with text i, but got {image_rows} images and "
+                f"{text_rows} texts; pass image_ids and text_ids."
+            )
+        weight = 1 / len(text)
+        row_weight, column_weight = image.new_full((len(image),), weight), text.new_full((len(text),), weight)
+        return Sides(
+            image=image,
+            text=text,
+            positives=Diagonal(len(image), first, image.device),
+            row_weight=row_weight,
+            column_weight=column_weight,
+            row_share=row_weight,
+            column_share=column_weight,
+            images=sum(image_sizes),
+            partial=partial,
+        )
+
+    if len(image_ids) != image_rows or text_ids.shape != (text_rows,):
+        raise ZooError(
+            f"image_ids {tuple(image_ids.shape)} and text_ids {tuple(text_ids.shape)} do not fit {image_rows} "
+            f"images and {text_rows} texts; they are (B,) or (B, m), and (T,)."
+        )
+    image_ids = image_ids if image_ids.ndim == 2 else image_ids[:, None]
+    if spread:
+        width = int(dist.max_over_ranks(torch.tensor(image_ids.shape[1], device=image.device)))
+        image_ids = torch.nn.functional.pad(image_ids, (0, width - image_ids.shape[1]), value=-1)
+        image_ids = dist.gather_no_grad(image_ids, image_sizes)
+        text_ids = dist.gather_no_grad(text_ids, text_sizes)
     positives = Positives(image_ids, text_ids)
-    images_with_text = (positives.counts > 0).sum()
-    if partial:
-        start = sum(image_sizes[: dist.rank()])
-        positives = Positives(image_ids[start : start + len(image)], text_ids)
+    row_weight, row_share = _weights(positives.counts, dtype)
+    column_weight, column_share = _weights(Positives(text_ids, image_ids).counts, dtype)
+    here = slice(first, first + len(image))
     return Sides(
         image=image,
         text=text,
-        positives=positives,
-        column_counts=Positives(text_ids, image_ids).counts,
+        positives=Positives(image_ids[here], text_ids) if partial else positives,
+        row_weight=row_weight[here],
+        column_weight=column_weight,
+        row_share=row_share[here],
+        column_share=column_share,
         images=sum(image_sizes),
-        images_with_text=images_with_text,
         partial=partial,
     )
+
+
+def _weights(counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Give each item with a positive the same weight in their mean, and the weight of each of its positives."""
+    weight = (counts > 0).to(dtype)
+    weight /= weight.sum().clamp_min(1)
+    return weight, weight / counts.clamp_min(1)
 
 
 class Winners:
@@ -144,9 +169,8 @@ class Winners:
     """
 
     def __init__(self, like: Tensor, columns: int) -> None:
-        lowest = like.new_tensor(float("-inf"))
-        self._row_negative, self._row_positive = lowest.repeat(2, len(like))
-        self._column_negative, self._column_positive = lowest.repeat(2, columns)
+        self._row_negative, self._row_positive = like.new_full((2, len(like)), float("-inf"))
+        self._column_negative, self._column_positive = like.new_full((2, columns), float("-inf"))
 
     def update(self, z: Tensor, start: int, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take in the scores of rows from `start` on.
@@ -176,17 +200,12 @@ class Winners:
 
     def accuracies(self, sides: Sides) -> tuple[Tensor, Tensor]:
         """Give the share of images, and of texts, whose best is a positive, over all ranks."""
-        hits = (self._row_positive > self._row_negative).sum()
+        image_accuracy = ((self._row_positive > self._row_negative) * sides.row_weight).sum()
         if sides.partial:
-            dist.sum_over_ranks(hits)
+            dist.sum_over_ranks(image_accuracy)
             dist.max_over_ranks(self._column_negative)
             dist.max_over_ranks(self._column_positive)
-        text_hits = (self._column_positive > self._column_negative).sum()
-        dtype = self._row_positive.dtype
-        return (
-            hits.to(dtype) / sides.images_with_text.clamp_min(1),
-            text_hits.to(dtype) / (sides.column_counts > 0).sum().clamp_min(1),
-        )
+        return image_accuracy, ((self._column_positive > self._column_negative) * sides.column_weight).sum()
 
 
 def spans(rows: int, tile: int) -> Iterator[tuple[int, int]]:

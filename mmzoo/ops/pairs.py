@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Positives"]
+__all__ = ["Diagonal", "Positives"]
 
 
 class Positives:
@@ -51,6 +51,25 @@ class Positives:
         slot = torch.repeat_interleave(each, output_size=total)
         within = torch.arange(total, device=each.device) - (each.cumsum(0) - each)[slot]
         return slot // max(first.shape[1], 1), self._columns[first.flatten()[slot] + within]
+
+
+class Diagonal(Positives):
+    """The pairs of two lists in the same order: row i with column `first + i`, without any search.
+
+    Args:
+        rows: How many rows.
+        first: The column of the first.
+        device: Where the answers shall lie.
+    """
+
+    def __init__(self, rows: int, first: int = 0, device: torch.device | str = "cpu") -> None:
+        self._row = torch.arange(rows, device=device)
+        self._column = self._row + first if first else self._row
+        self.counts = torch.ones_like(self._row)
+
+    def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """List the pairs of rows `start` to `stop`, as `Positives.tile` does."""
+        return self._row[: stop - start], self._column[start:stop]
 
 
 def _distinct(ids: Tensor) -> Tensor:
