@@ -209,7 +209,7 @@ def fit(folder, workers, callbacks=(), ckpt=None, **limits):
         callbacks=list(callbacks),
         **limits,
     )
-    trainer.fit(probe, data, ckpt_path=ckpt, weights_only=False)
+    trainer.fit(probe, data, ckpt_path=ckpt, weights_only=True)
     return probe, trainer, data
 
 
