@@ -206,8 +206,8 @@ class LitBase(LightningModule):
             rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
             raise ZooError(
                 f"the loss is {float(loss.detach())} at step {self.global_step + 1} (learning rate {rate:.3g}): "
-                "training stops here and the last checkpoint stays as it is. Lower the rate, lengthen the warm-up or set "
-                "--trainer.gradient_clip_val 1, then go on from it with --ckpt_path last."
+                "training stops here and the last checkpoint stays as it is. Lower the rate, lengthen the "
+                "warm-up or set --trainer.gradient_clip_val 1, then go on from it with --ckpt_path last."
             )
 
     # -- evaluation ---------------------------------------------------------------------------------------------

@@ -14,9 +14,8 @@ from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.metrics.retrieval import recall
 from mmzoo.metrics.zeroshot import EncodesText, TokenizesText, build_classifier
-from mmzoo.ops.pairs import Positives
 
-__all__ = ["HeldOutClasses", "HeldOutPairs", "Numbers", "Split", "chance_recall", "splits_of"]
+__all__ = ["HeldOutClasses", "HeldOutPairs", "Numbers", "Split", "splits_of"]
 
 Numbers = dict[str, tuple[float, float]]
 """Metric to (value, what guessing gives)."""
@@ -43,26 +42,6 @@ def splits_of(trainer: Trainer) -> list[Split]:
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     count = len(loaders) if isinstance(loaders, list | tuple) else 1
     return [Split("val" if count == 1 else f"val{i}", None) for i in range(count)]
-
-
-def chance_recall(positives: Tensor, candidates: int, k: int) -> float:
-    """The recall@k of a random order, averaged over queries.
-
-    Args:
-        positives: (Q,) how many of the candidates are right for each query.
-        candidates: N.
-        k: How many are looked at.
-
-    Returns:
-        The mean over queries that have a positive of 1 - C(N - p, k) / C(N, k).
-    """
-    p = positives[positives > 0].double()
-    if len(p) == 0:
-        return 0.0
-    misses = torch.ones_like(p)
-    for j in range(min(k, candidates)):
-        misses *= (candidates - p - j).clamp_min(0) / (candidates - j)
-    return float(1 - misses.mean())
 
 
 def _gathered(parts: Sequence[Tensor]) -> Tensor:
@@ -99,18 +78,12 @@ class HeldOutPairs:
             width = int(dist.max_over_ranks(torch.tensor(width, device=device)))
         columns[2] = tuple(_padded(ids, width) for ids in columns[2])
         image, text, image_ids, text_ids, labels = (_gathered(column) for column in columns)
-        both_ways = {
-            "i2t": (image, text, Positives(image_ids, text_ids)),
-            "t2i": (text, image, Positives(text_ids, image_ids)),
+        recalls = recall(image, text, image_ids=image_ids, text_ids=text_ids)
+        found: Numbers = {
+            f"{way}_r{k}": (value, direction.chance[k])
+            for way, direction in zip(recalls._fields, recalls, strict=True)
+            for k, value in direction.recall.items()
         }
-        found: Numbers = {}
-        for way, (queries, candidates, positives) in both_ways.items():
-            recalls = recall(queries, candidates, positives)
-            for k in (1, 5, 10):
-                found[f"{way}_r{k}"] = (
-                    float(recalls[k]),
-                    chance_recall(positives.counts, len(candidates), k),
-                )
         known = labels >= 0
         if classes and bool(known.any()):
             classifier = build_classifier(model, processor, classes, templates, device=device)

@@ -80,7 +80,8 @@ class ToyData(LightningDataModule):
         )
 
     def loader(self, **settings):
-        order = BatchOrder(self.size, self.batch_size, seed=self.seed, **settings)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = BatchOrder(self.size, self.batch_size, seed=self.seed, rank=rank, world=world, **settings)
 
         def reads(epoch, position):
             for step in order.steps(epoch, position):

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit import LitCLIP, LitViT
 from mmzoo.lit.clip import pieces
-from mmzoo.lit.heldout import HeldOutClasses, HeldOutPairs, chance_recall
+from mmzoo.lit.heldout import HeldOutClasses, HeldOutPairs
 
 
 def sgd(params):
@@ -135,14 +135,6 @@ def test_held_out_numbers_stand_beside_chance(toys, tmp_path):
     assert float(numbers["val/score"]) == pytest.approx(
         float(numbers["held/i2t_r1"] + numbers["held/t2i_r1"]) / 2
     )
-
-
-def test_chance_of_several_positives():
-    # 10 candidates, 3 of them right: 1 - C(7, 2) / C(10, 2)
-    assert chance_recall(torch.tensor([3]), 10, 2) == pytest.approx(1 - 21 / 45)
-    assert chance_recall(torch.tensor([1, 0, 1]), 10, 10) == pytest.approx(1)
-    assert chance_recall(torch.tensor([1]), 4, 10) == pytest.approx(1)
-    assert chance_recall(torch.tensor([0]), 4, 1) == 0
 
 
 def test_retrieval_counts_any_positive_and_pads_ids(toys):
