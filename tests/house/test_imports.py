@@ -20,6 +20,7 @@ LAZY = {
     "timm": {"mmzoo/towers/timm_tower.py"},
     "open_clip": set(),
     "torchmetrics": set(),
+    "huggingface_hub": {"mmzoo/weights/hub.py"},
     "webdataset": {"mmzoo/data/sources/stream.py"},
     "matplotlib": {"mmzoo/lit/files.py"},
     "easy_vqa": {"mmzoo/data/sources/easyvqa.py"},
