@@ -20,8 +20,8 @@ from mmzoo.data.open import open_source
 from mmzoo.data.reader import Broken
 from mmzoo.data.sample import Source
 from mmzoo.errors import UsageError
+from mmzoo.metrics.retrieval import recall
 from mmzoo.metrics.zeroshot import build_classifier, encode_texts
-from mmzoo.ops.pairs import Positives
 
 __all__ = ["Prediction", "ZeroShot", "zeroshot"]
 
@@ -288,27 +288,19 @@ class _Pairs:
         """Recall at 1, 5 and 10 both ways; none where the texts only repeat so many classes."""
         if len(self.texts) < 2 or len(set(self.texts)) <= classes < len(self.texts):
             return []
-        from mmzoo.metrics.retrieval import chance, recall
-
-        device = self.opened.device
-        image = torch.cat(self.images)
-        text = encode_texts(self.opened.model, self.opened.processor, self.texts, device=device).float()
+        model, processor, _, _, device = self.opened
+        text = encode_texts(model, processor, self.texts, device=device).float()
         width = max(map(len, self.image_ids))
         image_ids = torch.tensor(
             [[*ids, *[-1] * (width - len(ids))] for ids in self.image_ids], device=device
         )
         text_ids = torch.tensor(self.text_ids, device=device)
-        ways = {
-            "image to text": (image, text, Positives(image_ids, text_ids)),
-            "text to image": (text, image, Positives(text_ids, image_ids)),
-        }
-        numbers = []
-        for way, (queries, candidates, positives) in ways.items():
-            recalls = recall(queries, candidates, positives)
-            for k in (1, 5, 10):
-                guess = chance(positives.counts, len(candidates), k)
-                numbers.append(Number(f"{way} R@{k}", float(recalls[k]), guess, f"of {len(candidates)}"))
-        return numbers
+        found = recall(torch.cat(self.images), text, image_ids=image_ids, text_ids=text_ids)
+        return [
+            Number(f"{way} R@{k}", value, side.chance[k], f"of {side.items}")
+            for way, side in (("image to text", found.i2t), ("text to image", found.t2i))
+            for k, value in side.recall.items()
+        ]
 
 
 def _command(

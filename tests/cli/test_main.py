@@ -18,6 +18,7 @@ from mmzoo import __version__
 from mmzoo.cli.errors import guarded
 from mmzoo.cli.main import VERBS, help_text, main
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.zoo import get_config
 
 ENTRY = "from mmzoo.cli.main import run; run()"
 
@@ -248,17 +249,26 @@ def test_list_as_a_table(capsys):
     }
 
 
-def test_show_in_three_forms(capsys):
-    import yaml
-
+def test_show_as_json_and_text(capsys):
     assert main(["show", "clip-tiny", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert main(["show", "clip-tiny", "--yaml"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out) == shown["config"]
     assert main(["show", "clip-tiny"]) == 0
     text = capsys.readouterr().out
     for words in (f"{shown['params']:,}", "vision", "text_proj", "Radford et al.", "context: 32"):
         assert words in text
+
+
+@pytest.mark.parametrize("name", ["clip-tiny", "vit-tiny", "clip-vit-b32"])
+def test_show_as_yaml_is_what_a_config_of_fit_takes(name, capsys):
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    assert main(["show", name, "--yaml"]) == 0
+    written = yaml.safe_load(capsys.readouterr().out)
+    config = get_config(name)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=str | type(config))
+    assert parser.instantiate(parser.parse_object({"model": written})).model == config
 
 
 def test_doctor_prints_json_and_text(capsys):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmzoo.apps.show import Shown, show
 from mmzoo.cli.parser import Parser
 from mmzoo.cli.render import percent, plain, print_json, table
+from mmzoo.zoo import get_config
 
 __all__ = ["main"]
 
@@ -26,8 +28,10 @@ def main(argv: Sequence[str]) -> int:
     elif args.yaml:
         import yaml
 
-        print(f"# {shown.name}: {shown.params:,} parameters. {shown.citation}")
-        print(yaml.safe_dump(plain(shown.config), sort_keys=False, default_flow_style=None), end="")
+        # as a config of `mmzoo fit` wants it, which tells unions apart by their fields and not by "kind"
+        config = plain(dataclasses.asdict(get_config(args.name)))
+        print(f"# {shown.name}, {shown.params:,} parameters; belongs under model.init_args.model of a config")
+        print(yaml.safe_dump(config, sort_keys=False, default_flow_style=None), end="")
     else:
         print(_text(shown))
     return 0
