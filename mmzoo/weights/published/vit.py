@@ -71,8 +71,9 @@ def _hub(
     return Record(
         model, tag, "vit/transformers", "model.safetensors", "Apache-2.0", hub=hub, revision=revision,
         also=("pytorch_model.bin",), beside=("config.json", "preprocessor_config.json"), sha256=sha256,
-        image=ImageSpec(224, HALF, HALF, fit="squash", interpolation="bilinear"), settings=settings,
-        note="Its config.json says eps 1e-12 where the weights were trained with 1e-6.",
+        image=ImageSpec(224, HALF, HALF, fit="squash", interpolation="bilinear"),
+        settings={"vision.norm_eps": 1e-12, **settings},
+        note="With eps 1e-12, as its config.json says and transformers computes; it was trained with 1e-6.",
     )  # fmt: skip
 
 
