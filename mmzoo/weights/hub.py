@@ -80,8 +80,10 @@ def fetch(
         if not offline or base.startswith("file:"):
             try:
                 return _bring(record, _over_http(record, folder, base, progress))
+            except NoSuchFile as error:  # a mirror need not have everything
+                log.info("%s", error)
             except DownloadError as error:
-                log.warning("mirror: %s Asking the source itself.", error)
+                log.warning("the mirror is passed over: %s", error)
     if offline:
         if record.hub is not None:
             with contextlib.suppress(DownloadError):

@@ -221,7 +221,9 @@ def test_a_mirror_without_the_right_file_is_passed_over(
         (tmp_path / "shared" / "clip-tiny.x" / "w.bin").write_bytes(content)
     monkeypatch.setenv("MMZOO_MIRROR", str(tmp_path / "shared"))
     assert fetch(record).read_bytes() == BODY
-    assert "Asking the source itself" in caplog.text
+    assert ("the mirror is passed over" in caplog.text) is (
+        content is not None
+    )  # it need not have everything
 
 
 # --- several files, other names -----------------------------------------------------------------------------------
