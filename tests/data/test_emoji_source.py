@@ -142,8 +142,8 @@ def test_texts_fit_exactly_the_pictures_they_are_about(sources):
     named = [t for t, about in zip(apple.texts, apple.text_ids, strict=True) if about < GROUP_ID]
     grouped = [t for t, about in zip(apple.texts, apple.text_ids, strict=True) if about >= GROUP_ID]
     assert all("red apple" in t for t in named)
-    assert grouped == ["food and drink", "a picture of food and drink"]
-    assert len(grouped) * 4 == len(apple.texts)
+    assert grouped in (["food and drink"], ["a picture of food and drink"])
+    assert len(apple.texts) == 10
     for text_id, about_name in zip(apple.text_ids, ["red apple" in t for t in apple.texts], strict=True):
         assert fits(text_id, pear) is not about_name
         assert not fits(text_id, dog)

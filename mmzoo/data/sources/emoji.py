@@ -122,20 +122,19 @@ def _test_texts(
 def _training_texts(
     concept: dict[str, Any], concept_id: int, group: int
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Captions to draw from evenly, and what each is about.
+    """Captions to draw from evenly (the plain ones stand twice), and what each is about.
 
-    One in four names the group only: without such captions a model never learns what a group's name looks
-    like.
+    One in ten names the group alone: without such captions a model never learns what a group's name looks like, and
+    with many more the members of a group, all of which such a caption fits, are drawn together and names get lost.
     """
     name, kind = concept["name"], _group_words(concept["group"])
     words = [word for word in concept["keywords"] if word not in name.split()]
+    plain = [name, f"a picture of {name}"]
     about = [
-        name,
-        f"a picture of {name}",
-        ", ".join((name, *words[0:3])),
-        ", ".join((name, *words[3:6])),
-        f"{name}, {kind}",
-        f"a picture of {name}, {kind}",
+        *plain,
+        *plain,
+        *(", ".join((name, *words[i : i + 3])) for i in (0, 2, 4)),
+        *(f"{text}, {kind}" for text in plain),
     ]
-    only_group = [kind, f"a picture of {kind}"]
-    return (*about, *only_group), (concept_id,) * len(about) + (GROUP_ID + group,) * len(only_group)
+    only_group = kind if concept_id % 2 else f"a picture of {kind}"
+    return (*about, only_group), (concept_id,) * len(about) + (GROUP_ID + group,)
