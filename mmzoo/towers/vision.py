@@ -19,7 +19,7 @@ from mmzoo.layers.mlp import Activation
 from mmzoo.layers.norm import build_norm
 from mmzoo.layers.patch import PatchEmbed, drop_patches
 from mmzoo.layers.positions import Positions, RopeConvention, rotary_2d
-from mmzoo.ops.grid import resample_grid, sincos_table_2d
+from mmzoo.ops.grid import Recipe, resample_grid, sincos_table_2d
 
 __all__ = ["VisionConfig", "VisionOut", "VisionTower"]
 
@@ -38,7 +38,9 @@ class VisionConfig:
         norm_eps: Epsilon of all norms; no default (CLIP 1e-5, the others 1e-6).
         act: MLP activation.
         init: School of the initialisation.
-        resample: How this family's checkpoints change their position table with the image size.
+        resample: How this family's checkpoints change their position table with the image size. A tower built at one
+            `image_size` reads a table of another (DINOv2's 37 x 37 of 518 px at 224 px): it is resampled once, at
+            load, and not at every call.
         norm_kind: LayerNorm or RMSNorm.
         cls_token: Whether a learned token leads the sequence.
         registers: Learned tokens after the class token, without positions.
@@ -56,6 +58,7 @@ class VisionConfig:
         attn_dropout: Dropout on attention probabilities.
         drop_path: Stochastic depth of the last block; earlier ones rise to it linearly.
         patch_drop: Share of patches left out in training (FLIP).
+        layer_scale: Start of a learned gain per channel on each residual branch (DINOv2); None builds none.
     """
 
     image_size: int
@@ -67,7 +70,7 @@ class VisionConfig:
     norm_eps: float
     act: Activation
     init: Literal["google", "timm", "clip"]
-    resample: Literal["timm", "albef", "lavis_clip", "vilt", "google"] = "timm"
+    resample: Recipe = "timm"
     norm_kind: NormKind = "layer"
     cls_token: bool = True
     registers: int = 0
@@ -85,6 +88,7 @@ class VisionConfig:
     attn_dropout: float = 0.0
     drop_path: float = 0.0
     patch_drop: float = 0.0
+    layer_scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch:
@@ -120,6 +124,7 @@ class VisionConfig:
             dropout=self.dropout,
             attn_dropout=self.attn_dropout,
             drop_path=self.drop_path * layer / max(self.depth - 1, 1),
+            layer_scale=self.layer_scale,
         )
 
 
@@ -231,7 +236,7 @@ class VisionTower(nn.Module):
     def fit_state(self, state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Fit a checkpoint's position table (1, P + h*w, D) of a square grid to this tower's grid.
 
-        The class token's row stays as it is. The recipe is the family's own (`config.resample`): the five in use
+        The class token's row stays as it is. The recipe is the family's own (`config.resample`): those in use
         differ by up to a few percent of a logit. Whatever does not look like such a table is left for strict loading
         to refuse.
 

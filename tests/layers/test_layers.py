@@ -167,3 +167,27 @@ def test_config_says_what_does_not_fit():
         _config(heads=3)
     with pytest.raises(ZooError, match="evenly"):
         _config(kv_heads=3)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_layer_scale_weighs_each_branch(norm):
+    torch.manual_seed(0)
+    block = TransformerBlock(_config(norm=norm, layer_scale=0.5)).double().eval()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    assert torch.equal(block.attn_scale, torch.full((16,), 0.5, dtype=torch.float64))
+    torch.nn.init.normal_(block.attn_scale)
+    torch.nn.init.normal_(block.mlp_scale)
+    plain = TransformerBlock(_config(norm=norm)).double().eval()
+    assert {name for name, _ in block.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
+        "attn_scale",
+        "mlp_scale",
+    }
+    # a gain per channel on a branch is the same as that gain on the rows of the branch's last map
+    state = {name: t for name, t in block.state_dict().items() if not name.endswith("_scale")}
+    for name, scale in (("attn.out", block.attn_scale), ("mlp.fc2", block.mlp_scale)):
+        state[f"{name}.weight"] = state[f"{name}.weight"] * scale[:, None]
+        state[f"{name}.bias"] = state[f"{name}.bias"] * scale
+    plain.load_state_dict(state)
+    torch.testing.assert_close(block(x), plain(x), rtol=1e-10, atol=1e-10)
+    with pytest.raises(ZooError, match="layer_scale"):
+        _config(layer_scale=0.1, cross_width=8)

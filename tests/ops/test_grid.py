@@ -11,7 +11,7 @@ from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.ops.grid import resample_grid, sincos_table_1d, sincos_table_2d
 
-RECIPES = ("timm", "albef", "lavis_clip", "vilt", "google")
+RECIPES = ("timm", "albef", "lavis_clip", "vilt", "google", "dinov2")
 GRIDS = [((4, 4), (7, 7)), ((7, 7), (4, 4)), ((4, 6), (9, 5)), ((5, 3), (5, 8)), ((3, 3), (1, 4))]
 
 
@@ -66,8 +66,9 @@ class TestRecipes:
             cells_of(out, new, prefix), expected(cells_of(x, old, prefix)), rtol=0, atol=tolerance
         )
 
-    def test_albef(self, old, new, prefix):
-        self.check("albef", old, new, prefix, lambda c: by_hand(c, new, kernel=cubic, aligned=False), 1e-9)
+    @pytest.mark.parametrize("recipe", ["albef", "dinov2"])
+    def test_albef(self, recipe, old, new, prefix):
+        self.check(recipe, old, new, prefix, lambda c: by_hand(c, new, kernel=cubic, aligned=False), 1e-9)
 
     def test_lavis_clip(self, old, new, prefix):
         self.check(

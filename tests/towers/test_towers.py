@@ -40,6 +40,7 @@ def _text(**changes) -> TextBackbone:
         {"dropout": 0.1, "attn_dropout": 0.1, "drop_path": 0.1, "patch_drop": 0.25},
         {"kv_heads": 1},
         {"head_dim": 16},
+        {"layer_scale": 0.1},
     ],
     ids=str,
 )
@@ -223,3 +224,15 @@ def test_refusals():
         bert_text(cross_layers=(1,))
     with pytest.raises(ZooError, match="not a multiple"):
         replace(TINY, patch=5)
+
+
+def test_mean_pool_leaves_padding_out():
+    texts = _text(pool="mean", causal=False)
+    ids = torch.randint(0, 30, (3, 7))
+    keep = torch.arange(7) < torch.tensor([7, 3, 5])[:, None]
+    out = texts(ids, keep=keep)
+    for row, length in enumerate((7, 3, 5)):
+        torch.testing.assert_close(out.pooled[row], out.tokens[row, :length].mean(0), rtol=1e-12, atol=1e-12)
+        alone = texts(ids[row : row + 1, :length])
+        torch.testing.assert_close(out.pooled[row], alone.pooled[0], rtol=1e-10, atol=1e-10)
+    assert not texts(ids, keep=torch.zeros_like(keep)).pooled.any()  # nothing kept: zeros, not a division by zero
