@@ -91,14 +91,15 @@ VARIANTS: dict[str, CLIPConfig] = {
     "clip-vit-l14-laion": _variant(_L14, (768, 12, 12), 768, "gelu", mean=HALF, std=HALF),
     "clip-vit-h14-laion": _variant(_H14, (1024, 24, 16), 1024, "gelu"),
     "clip-vit-g14-laion": _variant(_G14, (1024, 24, 16), 1024, "gelu"),
+    # 24 px and 16 patches: from scratch in minutes, layout and colour tell more than detail does
     "clip-tiny": CLIPConfig(
         VisionConfig(
-            image_size=48, patch=8, width=96, depth=3, heads=3, hidden=384, norm_eps=1e-5, act="gelu", init="timm",
-            pool="mean",
+            image_size=24, patch=6, width=128, depth=3, heads=4, hidden=512, norm_eps=1e-5, act="gelu", init="google",
+            pool="mean", cls_token=False,
         ),
         clip_text(vocab=3072, context=32, width=96, depth=2, heads=3, hidden=384, act="gelu"),
-        64,
-        ImageSpec(48, HALF, HALF, fit="squash"),
+        128,
+        ImageSpec(24, HALF, HALF, fit="squash"),
         TextSpec("tiny", context=32, vocab=3072),
     ),
 }  # fmt: skip

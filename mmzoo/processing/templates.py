@@ -18,6 +18,7 @@ __all__ = ["TEMPLATES", "expand", "imagenet_names", "open_clip_file"]
 
 _OWN: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
+    "article": ("a {}",),
     "simple": (
         "a photo of a {}.",
         "a photo of the {}.",
@@ -89,7 +90,7 @@ class _Templates(Mapping[str, tuple[str, ...]]):
         return len(_OWN) + 1
 
 
-TEMPLATES: Mapping[str, tuple[str, ...]] = _Templates()
+"""`"imagenet"` (CLIP's 80), `"simple"` (7 general), `"drawing"`, `"emoji"`, `"article"`, `"plain"` (only the name)."""
 """`"imagenet"` (CLIP's 80), `"simple"` (7 general), `"drawing"`, `"emoji"`, `"plain"` (only the name)."""
 
 

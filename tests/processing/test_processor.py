@@ -130,7 +130,7 @@ def test_names_come_before_templates():
 
 
 def test_every_set_can_be_expanded():
-    assert {"imagenet", "simple", "plain", "drawing", "emoji"} <= set(TEMPLATES)
+    assert {"imagenet", "simple", "plain", "article", "drawing", "emoji"} <= set(TEMPLATES)
     for name in TEMPLATES:
         assert name in TEMPLATES
         assert all("cat" in sentence for sentence in expand(["cat"], TEMPLATES[name]))
