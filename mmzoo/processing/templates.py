@@ -90,8 +90,8 @@ class _Templates(Mapping[str, tuple[str, ...]]):
         return len(_OWN) + 1
 
 
+TEMPLATES: Mapping[str, tuple[str, ...]] = _Templates()
 """`"imagenet"` (CLIP's 80), `"simple"` (7 general), `"drawing"`, `"emoji"`, `"article"`, `"plain"` (only the name)."""
-"""`"imagenet"` (CLIP's 80), `"simple"` (7 general), `"drawing"`, `"emoji"`, `"plain"` (only the name)."""
 
 
 def expand(names: Sequence[str], templates: Iterable[str]) -> list[str]:
