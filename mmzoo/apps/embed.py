@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmzoo.apps.opening import ModelLike, Opened, Progress, open_model, require
+from mmzoo.apps.opening import ModelLike, Opened, Progress, finite, open_model, require
 from mmzoo.apps.pictures import Files, find_pictures, read_batches
 from mmzoo.data.open import open_source
 from mmzoo.data.reader import Broken
@@ -110,7 +110,7 @@ def embed(
         for batch in read_batches(source, batch_size, broken) if len(source) else ():
             pixels = opened.processor.images(batch.images).to(opened.device)
             vectors = opened.model.encode_image(pixels) if paired else opened.model.features(pixels)[1]
-            rows.append(vectors.float().cpu())
+            rows.append(finite(vectors, opened).float().cpu())
             keys += [sample.key for sample in batch.samples]
             if paired:
                 words += [text for sample in batch.samples for text in sample.texts]
@@ -122,7 +122,7 @@ def embed(
             embedded = encode_texts(
                 opened.model, opened.processor, words, batch_size=batch_size, device=opened.device
             )
-            tensors["text"] = embedded.float().cpu()
+            tensors["text"] = finite(embedded, opened).float().cpu()
     _write(target, tensors, {"image": keys, "text": words}, opened)
     width = next(iter(tensors.values())).shape[-1]
     return Embedded(target, len(keys), len(words), width, broken)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmzoo import zoo
 from mmzoo.errors import UsageError, ZooError, nearest
@@ -15,7 +15,7 @@ from mmzoo.models.capabilities import CAPABILITIES, capabilities_of
 from mmzoo.processing.processor import Processor
 from mmzoo.weights.io import weights_hash
 
-__all__ = ["ModelLike", "Opened", "Progress", "open_model", "require"]
+__all__ = ["ModelLike", "Opened", "Progress", "finite", "open_model", "require"]
 
 ModelLike = str | Path | tuple[nn.Module, Processor]
 """A name of the zoo, a folder written by `mmzoo.save`, or the pair that `mmzoo.load` returns."""
@@ -103,6 +103,19 @@ def require(opened: Opened, capability: str, what: str) -> None:
     )
     some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     raise ZooError(f"{opened.name} cannot {what} (it {can}). Models that can: {some or 'none so far'}.")
+
+
+def finite(values: Tensor, opened: Opened) -> Tensor:
+    """Pass on what a model gave, unless there are nan or infinity in it.
+
+    Raises:
+        ZooError: There are; its weights are damaged, or its training had diverged.
+    """
+    if not bool(values.isfinite().all()):
+        raise ZooError(
+            f"{opened.name} gives numbers that are not finite: its weights are damaged or diverged."
+        )
+    return values
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mmzoo.apps.labels import match_classes, read_labels, read_templates, words
-from mmzoo.apps.opening import ModelLike, Opened, Progress, open_model, require
+from mmzoo.apps.opening import ModelLike, Opened, Progress, finite, open_model, require
 from mmzoo.apps.pictures import Files, Loaded, find_pictures, read_batches
-from mmzoo.apps.report.gallery import ClassRow, Guess, Number, Pair, write
+from mmzoo.apps.report.gallery import ClassRow, Guess, Number, Pair, page_path, write
 from mmzoo.apps.report.zeroshot import gallery_of
 from mmzoo.data.open import open_source
 from mmzoo.data.reader import Broken
@@ -60,7 +60,7 @@ class ZeroShot(NamedTuple):
         predictions: One entry per readable picture, in order.
         broken: Pictures that could not be read, and why.
         command: The command that does the same.
-        html: The gallery, if one was written.
+        html: Where the gallery goes, if one was asked for.
     """
 
     model: str
@@ -93,6 +93,7 @@ def zeroshot(
     device: str | torch.device | None = None,
     html: str | Path | None = None,
     progress: Progress | None = None,
+    announce: Callable[[ZeroShot], None] | None = None,
 ) -> ZeroShot:
     """Classify pictures by labels that the model was never trained on as classes.
 
@@ -115,6 +116,8 @@ def zeroshot(
         device: Where to compute; a CUDA device if there is one.
         html: Where to write a gallery, a file or a folder; worst mistakes first.
         progress: Called with the number of pictures done and of all.
+        announce: Called with the outcome before the gallery is written, so that a full disk costs the page and
+            not the numbers.
 
     Returns:
         Predictions for every readable picture, and numbers where the truth is known.
@@ -123,6 +126,7 @@ def zeroshot(
         UsageError: Contradicting or missing arguments, or labels that do not fit the data.
         ZooError: The model cannot do it, or no picture could be read.
     """
+    page = None if html is None else page_path(html)
     source, names, label_of = _task(images, labels, data, split, by)
     opened = open_model(model, pretrained=pretrained, device=device)
     require(opened, "embeds pairs", "compare pictures with words")
@@ -137,7 +141,8 @@ def zeroshot(
         classifier = build_classifier(opened.model, opened.processor, spoken, sentences, device=opened.device)
         for batch in read_batches(source, batch_size, broken):
             image = opened.model.encode_image(opened.processor.images(batch.images).to(opened.device))
-            logits = opened.model.logit_scale.exp() * opened.model.similarity(image, classifier)  # (B, C)
+            cosines = finite(opened.model.similarity(image, classifier), opened)  # (B, C)
+            logits = opened.model.logit_scale.exp() * cosines
             predictions += _predict(batch, logits.float(), label_of, metric, top_k)
             pairs.add(batch, image)
             if progress is not None:
@@ -157,9 +162,13 @@ def zeroshot(
         predictions=predictions,
         broken=broken,
         command=_command(opened.name, images, pretrained, labels, data, split, by, templates, html),
-        html=None,
+        html=page,
     )
-    return result if html is None else result._replace(html=write(gallery_of(result, source), html))
+    if announce is not None:
+        announce(result)
+    if result.html is not None:
+        write(gallery_of(result, source), result.html)
+    return result
 
 
 def _task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -57,9 +58,8 @@ def test_extras_say_what_is_missing(monkeypatch):
 
 
 def test_folders(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("MMZOO_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("MMZOO_CACHE", str(tmp_path))
     folders = doctor().folders
-    assert folders["downloads"] == str(tmp_path)
-    assert folders["cache"] == str(tmp_path / "own")
-    assert folders["mmzoo"].endswith("mmzoo")
+    assert folders["cache"] == str(tmp_path)
+    assert (Path(folders["mmzoo"]) / "zoo.py").is_file()
+    assert (Path(folders["configs and data"].split(", ")[0]) / "data" / "emoji").is_dir()

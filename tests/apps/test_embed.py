@@ -90,6 +90,14 @@ def test_an_older_file_stays_unless_it_shall_go(colours, photos, tmp_path):
     assert read(out)[0]["image"].shape == (7, 3)
 
 
+def test_damaged_weights_are_a_sentence(colours, photos, tmp_path, monkeypatch):
+    model, processor = colours
+    monkeypatch.setattr(model, "encode_image", lambda images: torch.full((len(images), 3), torch.nan))
+    with pytest.raises(ZooError, match="ColourModel gives numbers that are not finite"):
+        embed((model, processor), [photos], out=tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_a_full_disk_leaves_the_older_file(colours, photos, tmp_path, monkeypatch):
     out = tmp_path / "x.safetensors"
     out.write_text("precious")
@@ -150,7 +158,13 @@ def test_command(photos, tmp_path, capsys):
     words = ["embed", "--model", str(tmp_path / "saved"), "--device", "cpu", "--out", str(out)]
     assert main([*words, str(photos), "--texts", str(tmp_path / "words.txt"), "--json"]) == 0
     printed, err = capsys.readouterr()
-    assert json.loads(printed) == {"out": str(out), "images": 7, "texts": 2, "width": 64, "broken": []}
+    assert json.loads(printed) == {
+        "out": str(out),
+        "images": 7,
+        "texts": 2,
+        "width": mmzoo.get_config("clip-tiny").embed,
+        "broken": [],
+    }
     assert err == ""
     assert main([*words, "--texts", str(tmp_path / "words.txt")]) == 2
     assert "exists already" in capsys.readouterr().err

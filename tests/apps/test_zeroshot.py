@@ -312,6 +312,63 @@ def test_command_fails_where_nothing_can_be_read(saved, tmp_path, capsys):
     assert err.count("\n") == 1
 
 
+def test_a_full_disk_costs_the_page_and_not_the_numbers(saved, photos, tmp_path, capsys, monkeypatch):
+    words = [
+        "zeroshot",
+        "--model",
+        str(saved),
+        "--device",
+        "cpu",
+        "--data",
+        str(photos),
+        "--html",
+        str(tmp_path / "p.html"),
+    ]
+
+    def full(path, text, **_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert "top-1 accuracy" in out
+    assert err.splitlines()[-1].startswith("mmzoo: the disk is full (")
+    assert not list(tmp_path.glob("*p.html*"))
+
+
+@pytest.mark.parametrize("page", ["report.pdf", "photos/red/0.png", "photos/red/0.png/page.html"])
+def test_a_page_goes_nowhere_else(page, colours, photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    before = (photos / "red" / "0.png").read_bytes()
+    with pytest.raises(UsageError, match=r"a page is an \.html file|nothing may be written in"):
+        zeroshot(colours, data=photos, html=page)
+    assert (photos / "red" / "0.png").read_bytes() == before
+
+
+def test_damaged_weights_are_a_sentence(colours, photos, monkeypatch):
+    model, processor = colours
+    monkeypatch.setattr(model, "encode_image", lambda images: torch.full((len(images), 3), torch.nan))
+    with pytest.raises(ZooError, match="ColourModel gives numbers that are not finite"):
+        zeroshot((model, processor), data=photos)
+
+
+def test_pictures_may_stand_before_the_options(saved, photos, capsys):
+    picture = str(photos / "red" / "0.png")
+    words = [
+        "zeroshot",
+        picture,
+        "--model",
+        str(saved),
+        picture,
+        "--labels",
+        "cat,dog",
+        str(photos / "blue"),
+        "--json",
+    ]
+    assert main(words) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

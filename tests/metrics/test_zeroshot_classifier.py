@@ -54,7 +54,7 @@ def test_equals_the_padded_definition(clip, batch_size):
     with torch.no_grad():
         expected = padded_definition(model, processor, NAMES, templates)
     found = build_classifier(model, processor, NAMES, templates, batch_size=batch_size)
-    assert found.shape == (5, 64)
+    assert found.shape == (5, model.config.embed)
     assert (found - expected).abs().max() < 1e-12
     assert (found.norm(dim=1) - 1).abs().max() < 1e-12
 

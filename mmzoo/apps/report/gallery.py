@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmzoo.errors import UsageError
 from mmzoo.files import atomic_path
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Matrix",
     "Number",
     "Pair",
+    "page_path",
     "render",
     "write",
 ]
@@ -182,19 +185,37 @@ def render(gallery: Gallery) -> str:
     return environment.from_string(_asset("gallery.html.jinja")).render(values)
 
 
+def page_path(path: str | Path) -> Path:
+    """The file that a page asked for at `path` will be, checked before any work is done for it.
+
+    Args:
+        path: An `.html` file, or a folder (made if missing) that shall get an `index.html`.
+
+    Raises:
+        UsageError: The name is that of another kind of file, or nothing may be written there.
+    """
+    target = Path(path)
+    if target.is_dir() or not target.suffix:
+        target = target / "index.html"
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path}: a page is an .html file, or a folder that gets an index.html.")
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"{path}: nothing may be written in {there}.")
+    return target
+
+
 def write(gallery: Gallery, path: str | Path) -> Path:
     """Write the page whole or not at all.
 
     Args:
         gallery: What to show.
-        path: A file, or a folder that shall get an `index.html`. An older page there is replaced.
+        path: As for `page_path`. An older page there is replaced.
 
     Returns:
         The file written.
     """
-    target = Path(path)
-    if target.is_dir() or not target.suffix:
-        target = target / "index.html"
+    target = page_path(path)
     with atomic_path(target) as part:
         part.write_text(render(gallery), encoding="utf-8")
     return target

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         (
             m.name,
             size(m.params),
-            f"{m.image_size} px",
+            f"{m.image_size} px" if m.image_size else "",
             ", ".join(m.capabilities),
             ", ".join(m.tags),
             m.licence,

@@ -51,6 +51,17 @@ def main(argv: Sequence[str]) -> int:
     args = parser.read(argv[1:])
     from mmzoo.apps.zeroshot import zeroshot  # torch, only once the words are known to be right
 
+    def announce(result: ZeroShot) -> None:
+        say_broken(result.broken)
+        if result.weights == "random":
+            say(
+                f"mmzoo: {result.model} has random weights, so this is guesswork; give --pretrained or a saved folder."
+            )
+        if args.json:
+            print_json(result)
+        else:
+            print(_measured(result) if result.numbers else _named(result))
+
     with progress_bar("looking at pictures") as progress:
         result = zeroshot(
             args.model,
@@ -66,16 +77,8 @@ def main(argv: Sequence[str]) -> int:
             device=args.device,
             html=args.html,
             progress=progress,
+            announce=announce,
         )
-    say_broken(result.broken)
-    if result.weights == "random":
-        say(
-            f"mmzoo: {result.model} has random weights, so this is guesswork; give --pretrained or a saved folder."
-        )
-    if args.json:
-        print_json(result)
-    else:
-        print(_measured(result) if result.numbers else _named(result))
     if result.html is not None:
         say(f"gallery: {result.html}")
     return 0
