@@ -14,7 +14,6 @@ import torch
 
 from mmzoo import __version__
 from mmzoo.files import cache_dir
-from mmzoo.files import cache_dir
 from mmzoo.ops.attention import CAUSAL, FULL, AttnMask, Packed, explain_choice
 from mmzoo.paths import share_dirs
 
@@ -165,9 +164,12 @@ def _attention(device: torch.device) -> list[Case]:
 
 
 def _folders() -> dict[str, str]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", cache / "huggingface")) / "hub"
     return {
         "mmzoo": str(Path(__file__).resolve().parent.parent),
         "configs and data": ", ".join(map(str, share_dirs())) or "none found",
         "cache": str(cache_dir()),
+        "downloads": str(hub),
         "python": sys.executable,
     }

@@ -58,8 +58,10 @@ def test_extras_say_what_is_missing(monkeypatch):
 
 
 def test_folders(monkeypatch, tmp_path):
-    monkeypatch.setenv("MMZOO_CACHE", str(tmp_path))
+    monkeypatch.setenv("MMZOO_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     folders = doctor().folders
-    assert folders["cache"] == str(tmp_path)
+    assert folders["cache"] == str(tmp_path / "own")
+    assert folders["downloads"] == str(tmp_path / "hub")
     assert (Path(folders["mmzoo"]) / "zoo.py").is_file()
     assert (Path(folders["configs and data"].split(", ")[0]) / "data" / "emoji").is_dir()
