@@ -15,6 +15,8 @@ __all__ = [
     "CLIP_STD",
     "CLIP_VOCAB",
     "HALF",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "TINY_VOCAB",
     "ImageSpec",
     "TextSpec",
@@ -22,6 +24,8 @@ __all__ = [
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP; shared by ALBEF, BLIP and BLIP-2
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's; DINOv2
+IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)  # Google ViT and ViLT
 
 CLIP_VOCAB = 49_408
@@ -57,14 +61,15 @@ class TextSpec:
 
     Attributes:
         kind: `"clip"` (byte-pair encoding of 49,408 entries), `"bert"` (WordPiece of 30,522 entries, needs a
-            vocabulary file) or `"tiny"` (the WordPiece vocabulary that mmzoo carries for its tiny models).
+            vocabulary file), `"smollm"` (SmolLM's byte-pair encoding of 49,152 entries without begin and end tokens,
+            needs a vocabulary file) or `"tiny"` (the WordPiece vocabulary that mmzoo carries for its tiny models).
         context: Longest sequence in tokens, special tokens included; longer texts are cut and keep their end token.
         vocab: Number of rows of the embedding table; a tokenizer with another size is refused.
         pad_to_context: True where padding is part of the function (a tower pooled at its last slot), so that
             texts must not be trimmed.
     """
 
-    kind: Literal["clip", "bert", "tiny"]
+    kind: Literal["clip", "bert", "smollm", "tiny"]
     context: int
     vocab: int
     pad_to_context: bool = False

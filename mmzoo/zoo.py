@@ -54,11 +54,14 @@ class Family(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A name in the zoo: its family, number of parameters and image side in pixels, held to the truth by a test."""
+    """A name in the zoo: its family, number of parameters and image side in pixels, held to the truth by a test.
+
+    A model that reads no images has no image side.
+    """
 
     family: str
     params: int
-    image_size: int
+    image_size: int | None
 
 
 FAMILIES: dict[str, Family] = {
@@ -77,6 +80,14 @@ FAMILIES: dict[str, Family] = {
         "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, "
         "arXiv:2103.00020",
     ),
+    "text": Family(
+        "mmzoo.models.text",
+        "TextModel",
+        "TextModelConfig",
+        (),
+        "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, NAACL 2019, "
+        "arXiv:1810.04805",
+    ),
 }
 
 MODELS: dict[str, Entry] = {
@@ -93,6 +104,7 @@ MODELS: dict[str, Entry] = {
     "vit-b32-384": Entry("vit", 88_297_192, 384),
     "vit-l16-384": Entry("vit", 304_715_752, 384),
     "vit-l32-384": Entry("vit", 306_632_680, 384),
+    "vit-s14-imgfocus": Entry("vit", 21_628_800, 224),
     "vit-tiny": Entry("vit", 358_373, 48),
     "clip-vit-b32": Entry("clip", 151_277_313, 224),
     "clip-vit-b16": Entry("clip", 149_620_737, 224),
@@ -104,6 +116,9 @@ MODELS: dict[str, Entry] = {
     "clip-vit-h14-laion": Entry("clip", 986_109_441, 224),
     "clip-vit-g14-laion": Entry("clip", 1_366_678_273, 224),
     "clip-tiny": Entry("clip", 892_033, 48),
+    "bert-base": Entry("text", 108_891_648, None),
+    "minilm-l6": Entry("text", 22_565_376, None),
+    "smollm2-135m": Entry("text", 134_515_008, None),
 }
 
 
@@ -217,7 +232,7 @@ def create_processor(name_or_model: str | nn.Module) -> Processor:
     else:
         family_of(name_or_model)
         config = name_or_model.config
-    return Processor(config.image, getattr(config, "text_input", None))
+    return Processor(getattr(config, "image", None), getattr(config, "text_input", None))
 
 
 def save(
@@ -264,7 +279,7 @@ def save(
         family=family,
         parameters=sum(p.numel() for p in model.parameters()),
         capabilities=capabilities_of(model),
-        preprocessing=to_dict(config.image),
+        preprocessing=_preprocessing(config),
         weights_sha256=digest,
         training=training,
         metrics=metrics,
@@ -273,6 +288,11 @@ def save(
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     write_tensors(folder / "model.safetensors", state, {"family": family, "sha256": digest})
+
+
+def _preprocessing(config: Any) -> dict[str, Any]:
+    """What a model expects of its inputs: of images where it reads them, else of texts."""
+    return to_dict(config.image if hasattr(config, "image") else config.text_input)
 
 
 def load(folder: str | Path, *, device: str | torch.device | None = None) -> tuple[nn.Module, Processor]:

@@ -205,7 +205,7 @@ class PictureData(LightningDataModule, ABC):
         """Batches of shuffled and augmented samples."""
         assert self.processor is not None
         finish = Normalise(
-            self.processor.image_spec, None if self.augment == BatchAugment() else self.augment
+            self.processor.transform.spec, None if self.augment == BatchAugment() else self.augment
         )
         if self.stream is not None:
             return self._stream(Prepare(self._crop(), finish, self.collate(None), seed=self.seed, train=True))
@@ -218,7 +218,7 @@ class PictureData(LightningDataModule, ABC):
         assert self.processor is not None
         crop = self.crop or Crop()
         return TrainTransform(
-            self.processor.image_spec,
+            self.processor.transform.spec,
             scale=crop.scale,
             ratio=crop.ratio,
             flip=crop.flip,
@@ -238,7 +238,7 @@ class PictureData(LightningDataModule, ABC):
     def _held_out(self, source: Source) -> ResumableLoader:
         assert self.processor is not None
         transform: ImageTransform = self.processor.transform
-        finish = Normalise(self.processor.image_spec)
+        finish = Normalise(self.processor.transform.spec)
         prepare = Prepare(Whole(transform), finish, self.collate(source), seed=self.seed, train=False)
         return self._loader(source, prepare, self.val_batch_size)
 
@@ -246,7 +246,7 @@ class PictureData(LightningDataModule, ABC):
         assert self.processor is not None
         train = prepare.train
         overfit = train and bool(getattr(self.trainer, "overfit_batches", 0))  # the same batches every epoch
-        cached = CachedReader(source, prepare, self.processor.image_spec.size) if self.cache_images else None
+        cached = CachedReader(source, prepare, self.processor.transform.spec.size) if self.cache_images else None
         rank, world = self._processes()
         order = BatchOrder(
             len(source) if cached is None else len(cached),

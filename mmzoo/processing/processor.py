@@ -21,7 +21,7 @@ class Processor:
     """A model's preprocessing.
 
     Args:
-        image_spec: How pixels become the model's input.
+        image_spec: How pixels become the model's input; None for a model that reads no images.
         text_spec: How words do; None for a model that reads no text.
         tokenizer: A tokenizer that fits `text_spec`; None builds it when it is first needed.
 
@@ -35,7 +35,10 @@ class Processor:
     """
 
     def __init__(
-        self, image_spec: ImageSpec, text_spec: TextSpec | None = None, tokenizer: Tokenizer | None = None
+        self,
+        image_spec: ImageSpec | None,
+        text_spec: TextSpec | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         if tokenizer is not None:
             if text_spec is None:
@@ -46,11 +49,22 @@ class Processor:
                 )
         self.image_spec = image_spec
         self.text_spec = text_spec
-        self.transform = ImageTransform(image_spec)
+        self._transform = None if image_spec is None else ImageTransform(image_spec)
         self._tokenizer = tokenizer
 
     def __repr__(self) -> str:
         return f"Processor({self.image_spec}, {self.text_spec})"
+
+    @property
+    def transform(self) -> ImageTransform:
+        """What is done to pictures.
+
+        Raises:
+            ZooError: The model reads no images.
+        """
+        if self._transform is None:
+            raise ZooError("this model reads texts only; its processor takes no images.")
+        return self._transform
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -76,6 +90,7 @@ class Processor:
 
         Raises:
             UsageError: Not a non-empty list of PIL images.
+            ZooError: The model reads no images.
         """
         return self.transform(images)
 
@@ -100,7 +115,7 @@ class Processor:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready content of `processor.json`, the vocabulary included."""
-        content: dict[str, Any] = {"image": config.to_dict(self.image_spec)}
+        content: dict[str, Any] = {"image": None if self.image_spec is None else config.to_dict(self.image_spec)}
         if self.text_spec is not None:
             content["text"] = config.to_dict(self.text_spec)
             content["tokenizer"] = self.tokenizer.to_dict()
@@ -116,7 +131,8 @@ class Processor:
         unknown = set(content) - {"image", "text", "tokenizer"}
         if unknown or "image" not in content:
             raise ZooError(f"processor.json must hold image, text and tokenizer; found {', '.join(content)}.")
-        image = config.from_dict(ImageSpec, content["image"], "processor.json: image")
+        told = content["image"]
+        image = None if told is None else config.from_dict(ImageSpec, told, "processor.json: image")
         if "text" not in content:
             return cls(image)
         text = config.from_dict(TextSpec, content["text"], "processor.json: text")

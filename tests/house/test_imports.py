@@ -25,6 +25,8 @@ LAZY = {
     "matplotlib": {"mmzoo/lit/files.py"},
     "easy_vqa": {"mmzoo/data/sources/easyvqa.py"},
     "pyarrow": {"mmzoo/apps/embed.py"},
+    "onnx": {"mmzoo/weights/onnx_file.py"},
+    "gguf": {"mmzoo/weights/gguf_file.py", "mmzoo/processing/gguf_vocabulary.py"},
 }
 LIGHTNING = ("mmzoo/lit/", "mmzoo/data/modules.py", "mmzoo/cli/trainer")
 

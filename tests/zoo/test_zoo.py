@@ -12,6 +12,7 @@ import mmzoo
 from mmzoo.config import from_dict, to_dict
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.models.capabilities import CAPABILITIES, capabilities_of
+from mmzoo.spec import TextSpec
 from mmzoo.weights.io import read_tensors, weights_hash, write_tensors
 from mmzoo.zoo import FAMILIES, MODELS, family_of
 
@@ -31,6 +32,10 @@ CONTRACT = [
     *(f"clip-vit-{s}-laion" for s in ("b32", "b16", "l14", "h14", "g14")),
     "vit-tiny",
     "clip-tiny",
+    "vit-s14-imgfocus",
+    "bert-base",
+    "minilm-l6",
+    "smollm2-135m",
 ]
 
 
@@ -45,7 +50,8 @@ def test_table_tells_the_truth(name):
     model = mmzoo.create_model(name, device="meta")
     assert all(p.is_meta for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) == entry.params
-    assert mmzoo.get_config(name).image.size == entry.image_size
+    image = getattr(mmzoo.get_config(name), "image", None)
+    assert (image and image.size) == entry.image_size
     assert family_of(model) == family_of(model.config) == entry.family
     assert capabilities_of(model) == FAMILIES[entry.family].capabilities
     assert not model.training
@@ -240,3 +246,62 @@ def test_timm_guest_in_a_clip_round_trips(tmp_path):
     assert again.config == config
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(model.encode_image(images), again.encode_image(images))
+
+
+# --- models without an image side ---------------------------------------------------------------------------------
+
+
+def _small_text(**changes):
+    config = mmzoo.get_config("minilm-l6")
+    vocab = 3072
+    text = dataclasses.replace(
+        config.text, vocab=vocab, context=32, width=24, depth=2, heads=3, hidden=48, **changes
+    )
+    return dataclasses.replace(config, text=text, text_input=TextSpec("tiny", context=32, vocab=vocab))
+
+
+def test_a_text_model_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    model = mmzoo.create_model("minilm-l6", config=_small_text())
+    mmzoo.save(model, tmp_path)
+    again, processor = mmzoo.load(tmp_path)
+    assert again.config == model.config
+    assert json.loads((tmp_path / "processor.json").read_text())["image"] is None
+    ids, keep = processor.texts(["a cat", "two red apples on a table"])
+    vectors = again.encode_text(ids, keep)
+    assert torch.equal(vectors, model.encode_text(ids, keep))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+    assert processor.image_spec is None
+    with pytest.raises(ZooError, match="reads texts only"):
+        processor.images([])
+    with pytest.raises(ZooError, match="not causal"):
+        model.logits(ids)
+    assert "context" in (tmp_path / "README.md").read_text()
+
+
+def test_a_causal_text_model_goes_on_from_its_cache():
+    from mmzoo.layers.cache import KVCache
+
+    torch.manual_seed(0)
+    config = mmzoo.get_config("smollm2-135m")
+    text = dataclasses.replace(config.text, vocab=50, width=24, depth=2, heads=3, kv_heads=1, hidden=48)
+    config = dataclasses.replace(config, text=text, text_input=TextSpec("smollm", context=8192, vocab=50))
+    model = mmzoo.create_model("smollm2-135m", config=config, dtype=torch.float64)
+    ids = torch.randint(0, 50, (2, 7))
+    whole = model(ids)
+    assert whole.shape == (2, 7, 50)
+    torch.testing.assert_close(whole, model.text(ids).tokens @ model.text.embed.tok.weight.T)
+    cache = KVCache(text.depth)
+    steps = [model.logits(ids[:, :3], cache=cache)]
+    steps += [model.logits(ids[:, i : i + 1], cache=cache) for i in range(3, 7)]
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        model.encode_text(ids), model.text(ids).tokens[:, -1]
+    )  # the last token, no unit length
+
+
+def test_text_vocabularies_must_agree():
+    with pytest.raises(ZooError, match="make them equal"):
+        mmzoo.create_model(
+            "bert-base", config=dataclasses.replace(_small_text(), text_input=TextSpec("bert", 32, 9))
+        )
