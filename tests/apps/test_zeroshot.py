@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -391,3 +393,9 @@ def test_command_used_wrongly(words, sentence, capsys):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert sentence in err
+
+
+def test_the_clone_has_a_door_to_it():
+    door = Path(__file__).resolve().parents[2] / "tools" / "zeroshot.py"
+    done = subprocess.run([sys.executable, str(door), "--help"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()[0][:21]) == (0, "usage: mmzoo zeroshot")

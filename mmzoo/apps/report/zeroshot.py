@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmzoo.apps.doctor import versions
@@ -38,7 +39,7 @@ def gallery_of(result: ZeroShot, source: Source) -> Gallery:
             counts[place[p.truth or ""]][place[p.guesses[0].label]] += 1
         matrix = Matrix(result.labels, counts)
     return Gallery(
-        title=f"{result.model} on {result.source}",
+        title=f"{'/'.join(Path(result.model).parts[-2:])} on {result.source}",  # the footer has the whole path
         lead=f"Zero-shot: {counted}, {len(result.labels)} labels, {len(result.templates)} prompts for each.",
         numbers=result.numbers,
         cards=_cards(result.predictions, source),
