@@ -96,7 +96,7 @@ def require(opened: Opened, capability: str, what: str) -> None:
     """
     if isinstance(opened.model, CAPABILITIES[capability]):
         return
-    can = " and ".join(capabilities_of(opened.model)) or "does nothing that a verb could use"
+    can = " and ".join(capabilities_of(opened.model)) or "gives features only"
     others = sorted(
         (name for name, entry in zoo.MODELS.items() if capability in zoo.FAMILIES[entry.family].capabilities),
         key=lambda name: zoo.MODELS[name].params,
