@@ -96,9 +96,9 @@ class _OneTile(torch.autograd.Function):
         row_share, column_share = sides.row_share[row], sides.column_share[column]
         loss = (log_rows[row, column] * row_share + log_columns[row, column] * column_share).sum()
         ctx.save_for_backward(
-            image, text, scale, log_rows, log_columns, row, column, row_share + column_share
+            image, text, scale, log_rows, log_columns, sides.row_weight, sides.column_weight
         )
-        ctx.sides = sides
+        ctx.pairs = row, column, row_share + column_share
         accuracies = winners.accuracies(sides)
         ctx.mark_non_differentiable(*accuracies)
         return -0.5 * loss, *accuracies
@@ -106,10 +106,11 @@ class _OneTile(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, log_rows, log_columns, row, column, share = ctx.saved_tensors
+        image, text, scale, log_rows, log_columns, row_weight, column_weight = ctx.saved_tensors
+        row, column, share = ctx.pairs
         with full_precision(image.device):
-            work = log_rows.exp().mul_(ctx.sides.row_weight[:, None])
-            work.addcmul_(log_columns.exp(), ctx.sides.column_weight)
+            work = log_rows.exp().mul_(row_weight[:, None])
+            work.addcmul_(log_columns.exp(), column_weight)
             work[row, column] -= share
             grads = _through_scale(image, scale, work @ text, work.T @ image, 0.5 * grad_loss)
         return *grads, None
@@ -190,15 +191,14 @@ class _TiledSoftmax(torch.autograd.Function):
         image_grad, text_grad = torch.empty_like(image), torch.zeros_like(text)
         z_buffer, work_buffer = (image.new_empty(min(ctx.tile, rows), columns) for _ in range(2))
 
-        with full_precision(image.device):
-            for start, stop in spans(rows, ctx.tile):
-                z, work = z_buffer[: stop - start], work_buffer[: stop - start]
-                torch.mm(image[start:stop] * scale, text.T, out=z)
-                torch.sub(z, row_shift[start:stop, None], out=work).exp_()
-                work += z.sub_(column_shift).exp_()
-                row, column = ctx.positives.tile(start, stop)
-                work[row, column] -= row_share[start:stop][row] + column_share[column]
-                torch.mm(work, text, out=image_grad[start:stop])
-                text_grad.addmm_(work.T, image[start:stop])
+        for start, stop in spans(rows, ctx.tile):  # in-place and out= products are not subject to autocast
+            z, work = z_buffer[: stop - start], work_buffer[: stop - start]
+            torch.mm(image[start:stop] * scale, text.T, out=z)
+            torch.sub(z, row_shift[start:stop, None], out=work).exp_()
+            work += z.sub_(column_shift).exp_()
+            row, column = ctx.positives.tile(start, stop)
+            work[row, column] -= row_share[start:stop][row] + column_share[column]
+            torch.mm(work, text, out=image_grad[start:stop])
+            text_grad.addmm_(work.T, image[start:stop])
         factor = grad_loss * ctx.gradient_share
         return *_through_scale(image, scale, image_grad, text_grad, factor), None, None
