@@ -22,10 +22,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mmzoo.interchange import convert
+    from mmzoo.conversion import convert
     from mmzoo.zoo import create_model, create_processor, get_config, list_models, load, save
 
-_HOME = {name: "mmzoo.zoo" for name in __all__ if name != "__version__"} | {"convert": "mmzoo.interchange"}
+_HOME = {name: "mmzoo.zoo" for name in __all__ if name != "__version__"} | {"convert": "mmzoo.conversion"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,35 +1,31 @@
-"""Where models meet weights: fills a model from any published layout, and converts between layouts.
+"""Where models meet weights: fills a model from any published layout.
 
-The weights side knows names, shapes and plain data; the models side knows configs and classes. Only here, and in the
-zoo that calls it, do they see each other.
+The weights side knows names, shapes and plain data; the models side knows configs and classes. Only here, in
+`mmzoo.conversion`, and in the zoo that calls them, do they see each other.
 """
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmzoo.config import from_dict, to_dict
-from mmzoo.errors import UsageError, ZooError
-from mmzoo.weights.convert import Checkpoint, recognise, write_layout, write_weights
-from mmzoo.weights.io import load_strictly, read_json, write_json
+from mmzoo.errors import ZooError
+from mmzoo.paths import find_weights
+from mmzoo.weights.convert import Checkpoint, recognise
+from mmzoo.weights.io import load_strictly, read_json
 from mmzoo.weights.layout import Plain, Unknown
-from mmzoo.weights.maps import get_layout
 from mmzoo.weights.read import open_checkpoint
 from mmzoo.weights.rules import TensorSource
-from mmzoo.zoo import FAMILIES, Family, family_class, family_of, get_config
+from mmzoo.zoo import FAMILIES, Family, family_class
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["convert", "filled_model"]
+__all__ = ["OpenedWeights", "fill", "filled_model", "meta_model", "open_weights", "shapes_of"]
 
 
-class _Opened(NamedTuple):
+class OpenedWeights(NamedTuple):
     """A checkpoint in our own names or in a published layout.
 
     Attributes:
@@ -43,13 +39,15 @@ class _Opened(NamedTuple):
     config: Any = None
 
 
-def _meta(family: Family, config: Any) -> nn.Module:
+def meta_model(family: Family, config: Any) -> nn.Module:
+    """A model on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         model: nn.Module = family_class(family)(config)
     return model
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors that a model saves."""
     return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
@@ -69,23 +67,27 @@ def _own_config(path: Path) -> Any:
     return from_dict(family_class(FAMILIES[told["family"]], "config"), told["config"], str(file))
 
 
-def _open(path: Path, layout: str | None, family: str | None) -> _Opened:
+def open_weights(path: Path, layout: str | None, family: str | None) -> OpenedWeights:
+    """Open a checkpoint and find out what it is.
+
+    Args:
+        path: A file or folder.
+        layout: Its layout where the names cannot tell, or to insist; `"mmzoo"` for our own.
+        family: The family that is wanted; a published file of another one is refused by name.
+    """
+    source = open_checkpoint(path)
     if layout in (None, "mmzoo"):
-        with contextlib.suppress(ZooError) if layout is None else contextlib.nullcontext():
-            source = open_checkpoint(path)
-            if _is_own(set(source.shapes())):
-                return _Opened(source, None, _own_config(path))
-            if layout == "mmzoo":
-                raise ZooError(
-                    f"{path} does not have mmzoo's own names; leave layout out to have it recognised."
-                )
-    return _Opened(None, recognise(path, layout, family))
+        if _is_own(set(source.shapes())):
+            return OpenedWeights(source, None, _own_config(path))
+        if layout == "mmzoo":
+            raise ZooError(f"{path} does not have mmzoo's own names; leave layout out to have it recognised.")
+    return OpenedWeights(None, recognise(path, source, layout, family))
 
 
 # what a checkpoint may decide against the model name: the size of its head
 _FREE = ("classes", "representation")
 # what must agree, or the numbers would be silently wrong
-_BINDING = ("act", "heads", "kv_heads")
+_BINDING = ("act", "heads", "kv_heads", "rope_base")
 
 
 def _contradictions(told: Plain, ours: Plain, path: str = "") -> list[str]:
@@ -112,7 +114,7 @@ def _foreign_state(
         if "vision" in told
         else plain
     )
-    wanted = _shapes(_meta(family, from_dict(type(config), of_file)))
+    wanted = shapes_of(meta_model(family, from_dict(type(config), of_file)))
     state = dict(checkpoint.tensors(of_file, wanted))
     if wrong := _contradictions(told, plain):
         raise ZooError(f"{checkpoint.where} is not {name}: {'; '.join(wrong)}.")
@@ -128,7 +130,7 @@ def filled_model(
         name: The zoo's name, for messages and the catalog.
         family: Its family.
         config: The name's config, or the variant that the caller gave.
-        pretrained: A tag of the catalog, a file or a folder.
+        pretrained: A tag of the catalog, a file or a folder, or one inside an installed package (`pkg:PACKAGE/PATH`).
         layout: The layout where the names cannot tell.
         given: Whether the caller gave the config: then the file has no say in it.
 
@@ -139,7 +141,7 @@ def filled_model(
         UsageError: No such tag or layout.
         ZooError: The weights are missing, damaged or do not fit; both sides are listed.
     """
-    path = Path(pretrained)
+    path = find_weights(pretrained)
     if not path.exists():
         if isinstance(pretrained, Path) or path.suffix or len(path.parts) > 1:
             raise ZooError(f"no weights at {str(pretrained)!r}: no such file or folder.")
@@ -150,7 +152,7 @@ def filled_model(
         path, layout = fetch(record), layout or record.layout
         if not given:
             config = from_dict(type(config), record.applied(to_dict(config)))
-    opened = _open(path, layout, family)
+    opened = open_weights(path, layout, family)
     if opened.checkpoint is not None:
         config, state = _foreign_state(name, FAMILIES[family], config, given, opened.checkpoint)
     else:
@@ -161,76 +163,10 @@ def filled_model(
 
 def fill(family: Family, config: Any, state: dict[str, Tensor], where: str) -> nn.Module:
     """Build a model and fill it strictly from `state`, whose tensors become its own."""
-    model = _meta(family, config)
+    model = meta_model(family, config)
     # a guest tower may hold buffers that are computed at construction and stand in no file
     if any(name not in model.state_dict() for name, _ in model.named_buffers()):
         model = family_class(family)(config)
     fit = getattr(model, "fit_state", None)
     load_strictly(model, fit(state) if fit else state, where)
     return model
-
-
-def convert(source: str | Path, target: str | Path, layout: str, *, model: str | None = None) -> Path:
-    """Convert a checkpoint from any layout to any other of the same family.
-
-    Tensors are read and written one at a time and keep their dtype.
-
-    Args:
-        source: A file or folder in any layout.
-        target: A folder, or a file name ending in `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz`.
-        layout: The target's layout: `"mmzoo"`, `"clip/transformers"`, ...
-        model: A zoo name that tells what the file does not (activation, heads, preprocessing).
-
-    Returns:
-        The weights file that was written.
-
-    Raises:
-        UsageError: No such layout or model name, or a layout of another family.
-        ZooError: The source is missing, damaged or does not fit, or something stays unknown; nothing is written then.
-    """
-    from mmzoo import __version__
-    from mmzoo.processing.processor import Processor
-
-    source, target = Path(source), Path(target)
-    known = None if model is None else to_dict(get_config(model))
-    opened = _open(source, None, None)
-    if opened.checkpoint is not None:
-        family = opened.checkpoint.layout.family
-        kind = family_class(FAMILIES[family], "config")
-        plain = opened.checkpoint.describe(known)
-        config = from_dict(kind, plain, str(source))
-    else:
-        config = opened.config if model is None else get_config(model)
-        if config is None:
-            raise ZooError(
-                f"{source} has no config.json beside it: name the model that it is, as in model='clip-tiny'."
-            )
-        family = family_of(config)
-    plain, shapes = to_dict(config), _shapes(_meta(FAMILIES[family], config))
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        if opened.checkpoint is not None:
-            yield from opened.checkpoint.tensors(plain, shapes)
-            return
-        own = opened.source
-        assert own is not None
-        if own.shapes() != shapes:
-            load_strictly(
-                _meta(FAMILIES[family], config), {n: own.tensor(n) for n in own.shapes()}, str(source)
-            )
-        for name in shapes:
-            yield name, own.tensor(name)
-
-    if layout == "mmzoo":
-        if target.suffix and not target.is_dir():
-            write_weights(target, shapes, tensors())
-            return target
-        processor = Processor(config.image, getattr(config, "text_input", None))
-        write_json(target / "config.json", {"family": family, "mmzoo": __version__, "config": plain})
-        write_json(target / "processor.json", processor.to_dict())
-        write_weights(target / "model.safetensors", shapes, tensors(), {"family": family})
-        return target / "model.safetensors"
-    to = get_layout(layout)
-    if to.family != family:
-        raise UsageError(f"{source} is a {family} model; the layout {layout} is for {to.family}.")
-    return write_layout(to, plain, shapes, tensors(), target)

@@ -22,7 +22,7 @@ def convert(
 
     Args:
         source: A file or folder in any layout, which is recognised by its names.
-        target: A folder, or a file name ending in `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz` for the weights alone.
+        target: A folder; or a `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz` file for the weights alone.
         layout: The target's layout: `"mmzoo"`, `"clip/transformers"`, ...
         model: A zoo name that tells what the file does not (activation, heads, preprocessing).
         source_layout: The source's layout where its names cannot tell.

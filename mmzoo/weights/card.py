@@ -18,6 +18,7 @@ def model_card(
     weights_sha256: str,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    origin: str = "",
     citation: str = "",
 ) -> str:
     """Write the card of a saved model as Markdown.
@@ -31,6 +32,7 @@ def model_card(
         weights_sha256: `mmzoo.weights.io.weights_hash` of the weights.
         training: Recipe facts to print (config, steps, seed, versions), or None.
         metrics: Numbers to print, or None.
+        origin: A sentence on where the weights come from, if not from training here.
         citation: The paper.
     """
     lines = [
@@ -65,7 +67,7 @@ def model_card(
                 *(f"| {k} | {v} |" for k, v in table.items()),
             ]
     if not training:
-        lines += ["", "How these weights were trained is not recorded here."]
+        lines += ["", f"{origin} How these weights were trained is not recorded here.".lstrip()]
     if citation:
         lines += ["", "## Cite", "", citation]
     return "\n".join(lines) + "\n"

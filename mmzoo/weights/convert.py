@@ -1,26 +1,21 @@
-"""From a published checkpoint to mmzoo's tensors and back: recognise, describe, apply, write."""
+"""From a published checkpoint to mmzoo's tensors and back: recognise, describe, apply, lay out."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.files import atomic_path
-from mmzoo.weights.io import write_json
 from mmzoo.weights.layout import Layout, Plain, fill
 from mmzoo.weights.maps import LAYOUTS, get_layout
-from mmzoo.weights.read import open_checkpoint, side_files
-from mmzoo.weights.rules import TensorSource, apply, invert, unmatched
+from mmzoo.weights.read import side_files
+from mmzoo.weights.rules import Arange, Drop, Rule, Scalar, TensorSource, Tie, apply, invert, unmatched
 
-__all__ = ["Checkpoint", "SafetensorsWriter", "recognise", "write_layout", "write_weights"]
+__all__ = ["Checkpoint", "Dropped", "Outlet", "Rest", "lay_out", "recognise", "rest_of", "told_by"]
 
 
 class _Prefixed:
@@ -36,6 +31,25 @@ class _Prefixed:
         return self._source.tensor(name.removeprefix(self._prefix))
 
 
+class _Modern:
+    """A source whose names end as they did in the layout's older files."""
+
+    def __init__(self, source: TensorSource, endings: tuple[tuple[str, str], ...]):
+        self._source = source
+        self._old = {_renewed(name, endings): name for name in source.shapes()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = self._source.shapes()
+        return {new: shapes[old] for new, old in self._old.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self._source.tensor(self._old[name])
+
+
+def _renewed(name: str, endings: tuple[tuple[str, str], ...]) -> str:
+    return next((name.removesuffix(old) + new for old, new in endings if name.endswith(old)), name)
+
+
 class Checkpoint(NamedTuple):
     """A published checkpoint that is recognised but not yet read.
 
@@ -43,13 +57,13 @@ class Checkpoint(NamedTuple):
         where: Its path, for messages.
         source: Its tensors.
         layout: Its layout.
-        side: The JSON files beside it.
+        side: The JSON files beside it, and what the file itself tells.
     """
 
     where: str
     source: TensorSource
     layout: Layout
-    side: dict[str, Plain]
+    side: dict[str, Any]
 
     def told(self) -> Plain:
         """The plain data of the model's config, with `Unknown` where the file does not tell.
@@ -117,6 +131,8 @@ def _fit(layout: Layout, source: TensorSource) -> _Fit:
     """How well a layout's table claims the names, with its prefix put in front of them where that fits better."""
     rules = layout.rules(_PROBE)
     found = []
+    if any(name.endswith(old) for name in source.shapes() for old, _ in layout.old_names):
+        source = _Modern(source, layout.old_names)
     for candidate in [source, *([_Prefixed(source, layout.prefix)] if layout.prefix else [])]:
         names = list(candidate.shapes())
         unsigned = sum(s not in names for s in layout.signature)
@@ -124,19 +140,21 @@ def _fit(layout: Layout, source: TensorSource) -> _Fit:
     return min(found, key=lambda fit: fit[:2])
 
 
-def recognise(path: str | Path, layout: str | None = None, family: str | None = None) -> Checkpoint:
-    """Open a checkpoint and find the layout whose table claims its names best.
+def recognise(
+    path: str | Path, source: TensorSource, layout: str | None = None, family: str | None = None
+) -> Checkpoint:
+    """Find the layout whose table claims a checkpoint's names best.
 
     Args:
-        path: A file or folder.
+        path: Where it lies.
+        source: What `open_checkpoint` made of it.
         layout: The layout's name where the names cannot tell, or to insist.
         family: The family that is wanted; a file of another one is refused by name.
 
     Raises:
-        ZooError: Nothing there, damaged, of no known layout, of several, or of another family.
+        ZooError: It is of no known layout, of several, or of another family.
         UsageError: No such layout.
     """
-    source = open_checkpoint(path)
     names = list(source.shapes())
     fits = sorted((_fit(entry, source) for entry in LAYOUTS.values()), key=lambda fit: fit[:2])
     if layout is not None:
@@ -154,140 +172,91 @@ def recognise(path: str | Path, layout: str | None = None, family: str | None = 
         )
     best = [fit for fit in fits if fit[:2] == fits[0][:2]]
     if len(best) > 1:
-        raise ZooError(f"{path} fits {', '.join(fit.layout.name for fit in best)}: say which with layout=...")
+        raise ZooError(
+            f"{path} fits {' and '.join(fit.layout.name for fit in best)} alike: say which with layout= "
+            "(to convert: source_layout=, --source-layout)."
+        )
     entry = best[0].layout
     if family is not None and entry.family != family:
         raise ZooError(
             f"{path} is a {entry.family} checkpoint ({entry.name}), not one of the family {family}."
         )
-    return Checkpoint(str(path), best[0].source, entry, side_files(path))
+    # a file that describes itself needs nothing beside it
+    return Checkpoint(str(path), best[0].source, entry, side_files(path) | getattr(source, "side", {}))
 
 
-_SAFE_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+class Dropped(NamedTuple):
+    """A tensor that a model of mmzoo does not hold, and why."""
+
+    name: str
+    why: str
 
 
-class SafetensorsWriter:
-    """Writes a safetensors file tensor by tensor, so that only one is in memory at a time.
+class Rest(NamedTuple):
+    """Tensors of a file that do not become tensors of the model, by what happens to them.
 
-    The format begins with a header that gives every tensor's place; room for it is kept at the front and filled at the
-    end, padded with spaces as the format allows.
-
-    Args:
-        path: The file.
-        shapes: Every name with its shape, from which the room is computed.
-        metadata: Strings to store in the header.
+    Attributes:
+        dropped: Left out, each with the reason.
+        copies: Second copies of a tensor, compared and found equal.
+        constants: Numbers that a layout repeats as tensors, checked.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: dict[str, str]):
-        self._entries: dict[str, Any] = {"__metadata__": {"format": "pt"} | metadata}
-        longest = {
-            n: {"dtype": "BF16", "shape": list(s), "data_offsets": [1 << 60, 1 << 60]}
-            for n, s in shapes.items()
-        }
-        room = len(json.dumps(self._entries | longest).encode()) + 8
-        self._room = (room + 7) // 8 * 8
-        self._file = path.open("wb")
-        self._file.seek(8 + self._room)
-        self._offset = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor; `shapes` must name it."""
-        raw = tensor.detach().cpu().contiguous()
-        if raw.numel():
-            self._file.write(raw.reshape(-1).view(torch.uint8).numpy().data)
-        end = self._offset + raw.numel() * raw.element_size()
-        self._entries[name] = {
-            "dtype": _SAFE_DTYPES[raw.dtype],
-            "shape": list(raw.shape),
-            "data_offsets": [self._offset, end],
-        }
-        self._offset = end
-
-    def __enter__(self) -> SafetensorsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            header = json.dumps(self._entries, separators=(",", ":")).encode()
-            assert len(header) <= self._room
-            self._file.seek(0)
-            self._file.write(struct.pack("<Q", self._room) + header.ljust(self._room))
-        self._file.close()
+    dropped: tuple[Dropped, ...] = ()
+    copies: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
 
-def write_weights(
-    target: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    tensors: Iterable[tuple[str, Tensor]],
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Write tensors to a file of the kind that its ending names, atomically; safetensors tensor by tensor.
+def rest_of(rules: list[Rule], names: list[str]) -> Rest:
+    """What a table does with the names that make no tensor of the model."""
+    claimed: dict[type, list[tuple[str, Rule]]] = {Drop: [], Tie: [], Arange: [], Scalar: []}
+    for rule in rules:
+        if type(rule.op) in claimed:
+            claimed[type(rule.op)] += [(name, rule) for name in names if not unmatched([rule], [name])]
+    return Rest(
+        tuple(Dropped(name, rule.op.why) for name, rule in claimed[Drop] if isinstance(rule.op, Drop)),
+        tuple(name for name, _ in claimed[Tie]),
+        tuple(name for kind in (Arange, Scalar) for name, _ in claimed[kind]),
+    )
 
-    Args:
-        target: A file ending in `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz`.
-        shapes: Every name with its shape.
-        tensors: The names with their tensors.
-        metadata: Strings for a safetensors header.
+
+class Outlet(NamedTuple):
+    """A model about to be written in a published layout.
+
+    Attributes:
+        rules: The layout's table for this model.
+        shapes: The layout's names with their shapes.
+        side: The JSON files beside the weights.
     """
-    with atomic_path(target) as temporary:
-        if target.suffix == ".npz":
-            import numpy as np
 
-            with temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **{name: t.numpy() for name, t in tensors})
-        elif target.suffix in (".pt", ".pth", ".bin"):
-            torch.save(dict(tensors), temporary)
-        else:
-            with SafetensorsWriter(temporary, shapes, metadata or {}) as writer:
-                for name, tensor in tensors:
-                    writer.add(name, tensor)
+    rules: list[Rule]
+    shapes: dict[str, tuple[int, ...]]
+    side: dict[str, Any]
 
 
-def write_layout(
-    layout: Layout,
-    config: Plain,
-    shapes: Mapping[str, tuple[int, ...]],
-    tensors: Iterable[tuple[str, Tensor]],
-    target: str | Path,
-) -> Path:
-    """Write a model's tensors in a published layout.
+def lay_out(layout: Layout, config: Plain, shapes: Mapping[str, tuple[int, ...]]) -> Outlet:
+    """What writing a model in a layout will give, from shapes alone.
 
     Args:
         layout: The layout.
         config: The plain data of the model's config.
         shapes: Our names with their shapes.
-        tensors: Our names with their tensors, read as they are written.
-        target: A folder, which gets the weights under the layout's own file name and the JSON files beside them; or a
-            file name ending in `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz`, for the weights alone.
-
-    Returns:
-        The weights file.
 
     Raises:
         ZooError: The layout has no place for one of the tensors.
-        UsageError: The file name has another ending.
     """
-    target = Path(target)
-    if target.suffix and not target.is_dir():
-        if target.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".npz"):
-            raise UsageError(
-                f"{target}: give a folder, or a file ending in .safetensors, .pt, .pth, .bin or .npz."
-            )
-        file, side = target, {}
-    else:
-        file, side = target / layout.weights, layout.side(config)
-    if file.suffix == ".npz" and layout.name != "vit/google":
-        raise UsageError(f"{layout.name} is not an npz layout: end {target.name} in .safetensors or .pt.")
+    if layout.read_only:
+        raise UsageError(f"mmzoo reads the layout {layout.name} and does not write it: {layout.read_only}.")
     rules = layout.rules(config)
-    # on the meta device first: whether every tensor has a place is known before anything is written
     empty = ((name, torch.empty(shape, device="meta")) for name, shape in shapes.items())
     foreign = {name: tuple(t.shape) for name, t in invert(rules, empty)}
-    for name, content in side.items():
-        write_json(file.parent / name, content)
-    write_weights(file, foreign, invert(rules, tensors))
-    return file
+    return Outlet(rules, foreign, layout.side(config))
+
+
+def told_by(layout: Layout, outlet: Outlet, config: Plain) -> Plain:
+    """The config that a reader of the written files would take the model for, as far as the files tell.
+
+    Raises:
+        ZooError: The layout has tensors that this model lacks.
+    """
+    where = f"a model without them cannot be written as {layout.name}: it"
+    return fill(layout.describe(_Named(outlet.shapes, where), outlet.side), config, where)

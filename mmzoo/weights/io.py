@@ -17,6 +17,7 @@ from mmzoo.errors import ZooError, nearest
 from mmzoo.files import atomic_path
 
 __all__ = [
+    "WeightsDigest",
     "load_strictly",
     "read_json",
     "read_tensors",
@@ -70,14 +71,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+class WeightsDigest:
+    """SHA-256 over names, shapes, dtypes and bytes of tensors that come one by one, in the order of names."""
+
+    def __init__(self) -> None:
+        self._digest, self._last = hashlib.sha256(), ""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take in one tensor."""
+        assert name > self._last, f"{name} comes after {self._last}"
+        self._last, plain = name, tensor.detach().cpu().contiguous()
+        self._digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}\n".encode())
+        self._digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+
+    def hex(self) -> str:
+        """The hash of what came so far, 64 digits."""
+        return self._digest.hexdigest()
+
+
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of `state`, in the order of names."""
-    digest = hashlib.sha256()
+    digest = WeightsDigest()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        digest.add(name, state[name])
+    return digest.hex()
 
 
 def _some(names: list[str], count: int = 6) -> str:

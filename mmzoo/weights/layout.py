@@ -38,16 +38,20 @@ class Layout(NamedTuple):
         side: The plain data of a config to the files written beside the weights: name to JSON content.
         weights: Name of the weights file that the layout's own library writes.
         prefix: A leading part of all names that some files of the layout leave out.
+        old_names: Endings of names in older files, each with today's.
+        read_only: Why mmzoo does not write this layout; empty where it does.
     """
 
     name: str
     family: str
     signature: tuple[str, ...]
-    describe: Callable[[Shapes, dict[str, Plain]], Plain]
+    describe: Callable[[Shapes, dict[str, Any]], Plain]
     rules: Callable[[Plain], list[Rule]]
-    side: Callable[[Plain], dict[str, Plain]]
+    side: Callable[[Plain], dict[str, Any]]
     weights: str = "model.safetensors"
     prefix: str = ""
+    old_names: tuple[tuple[str, str], ...] = ()
+    read_only: str = ""
 
 
 _ACTS = {
@@ -102,7 +106,7 @@ def fill(described: Plain, known: Plain | None, where: str, path: str = "") -> P
             if known is None or key not in known:
                 raise ZooError(
                     f"{where} does not tell {value.what} ({path}{key}), and no config.json beside it does: "
-                    "name the model that it is, as in model='clip-vit-b32'."
+                    "name the model that it is, as in model='clip-vit-b32' (--model)."
                 )
             out[key] = other
         elif isinstance(value, dict):

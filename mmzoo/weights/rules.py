@@ -112,24 +112,33 @@ class Lead:
 
 @dataclass(frozen=True)
 class Fuse:
-    """Tensors laid end to end along the first axis: query, key and value; key and value; gate and value.
+    """Tensors laid end to end along one axis: query, key and value; key and value; gate and value.
 
     Attributes:
         sizes: Rows of each part, or None where all parts have as many.
-        each: What happens to each part before.
+        each: What happens to each part before; a tuple where it differs between them.
+        axis: The axis.
     """
 
     sizes: tuple[int, ...] | None = None
-    each: Op = Same()
+    each: Op | tuple[Op, ...] = Same()
+    axis: int = 0
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """Lay the parts end to end."""
-        return torch.cat([self.each.join([part]) for part in parts])
+        ops = self._ops(len(parts))
+        return torch.cat([op.join([part]) for op, part in zip(ops, parts, strict=True)], self.axis)
 
     def split(self, whole: Tensor, parts: int) -> list[Tensor]:
         """Cut at the sizes."""
-        pieces = whole.chunk(parts) if self.sizes is None else torch.split(whole, list(self.sizes))
-        return [self.each.split(piece, 1)[0] for piece in pieces]
+        if self.sizes is None:
+            pieces = whole.chunk(parts, self.axis)
+        else:
+            pieces = torch.split(whole, list(self.sizes), self.axis)
+        return [op.split(piece, 1)[0] for op, piece in zip(self._ops(parts), pieces, strict=True)]
+
+    def _ops(self, parts: int) -> tuple[Op, ...]:
+        return self.each if isinstance(self.each, tuple) else (self.each,) * parts
 
 
 @dataclass(frozen=True)
@@ -377,7 +386,7 @@ def apply(
         hint: A sentence to end an error with, such as the layout that fits better.
 
     Yields:
-        Names of the model with their tensors, in the source's dtype.
+        Names of the model, sorted, with their tensors in the source's dtype.
 
     Raises:
         ZooError: A source name is unclaimed, a tensor of the model is not filled, a shape differs, a tied copy is not
@@ -448,7 +457,7 @@ def apply(
     tied: dict[str, list[str]] = {}
     for name, target in ties:
         tied.setdefault(target, []).append(name)
-    for target, parts in made.items():
+    for target, parts in sorted(made.items()):
         tensor = ops[target].join([source.tensor(parts[p]) for p in range(len(parts))])
         for name in tied.get(target, []):
             if not torch.equal(source.tensor(name), tensor):

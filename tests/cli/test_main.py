@@ -68,7 +68,9 @@ def test_help_names_every_verb_with_one_line_in_groups(capsys):
     for name, verb in VERBS.items():
         assert sum(line.split()[:1] == [name] for line in lines) == 1
         assert verb.summary in text
-    assert [line for line in lines if line in ("Train:", "Use:", "Look:")] == ["Train:", "Use:", "Look:"]
+    assert [line for line in lines if line in ("Train:", "Use:", "Move:", "Look:")] == [
+        "Train:", "Use:", "Move:", "Look:",
+    ]  # fmt: skip
     examples = lines[lines.index("Examples:") + 1 :]
     assert sum(line.startswith("  mmzoo ") for line in examples) == 2
     assert max(map(len, lines)) <= 100

@@ -22,15 +22,21 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str]) -> int:
     """Convert a checkpoint, or say what that would do."""
     parser = Parser("convert", "A checkpoint from any layout to any other of its family, exactly.", EXAMPLES)
-    parser.add_argument("source", metavar="SRC", help="a file or folder in any published layout, or mmzoo's own")
+    parser.add_argument(
+        "source", metavar="SRC", help="a file or folder in any published layout, or mmzoo's own"
+    )
     parser.add_argument(
         "target",
         metavar="DST",
         help="a folder; or a .safetensors, .pt, .pth, .bin or .npz file for the weights alone",
     )
-    parser.add_argument("--layout", required=True, metavar="L", help="layout to write: mmzoo, clip/transformers, ...")
     parser.add_argument(
-        "--model", metavar="NAME", help="the zoo's name of it, for what a file does not tell (activation, heads)"
+        "--layout", required=True, metavar="L", help="layout to write: mmzoo, clip/transformers, ..."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the zoo's name of it, for what a file does not tell (activation, heads)",
     )
     parser.add_argument("--source-layout", metavar="L", help="layout of SRC, where its names cannot tell")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
