@@ -3,7 +3,7 @@
 from mmzoo.lit.base import LitBase, Recipe
 from mmzoo.lit.callbacks import ExportWeights, RunReport
 from mmzoo.lit.checkpoints import Checkpoints
-from mmzoo.lit.clip import LitCLIP
+from mmzoo.lit.clip import CLIPAdamW, LitCLIP
 from mmzoo.lit.vit import LitViT
 
-__all__ = ["Checkpoints", "ExportWeights", "LitBase", "LitCLIP", "LitViT", "Recipe", "RunReport"]
+__all__ = ["CLIPAdamW", "Checkpoints", "ExportWeights", "LitBase", "LitCLIP", "LitViT", "Recipe", "RunReport"]

@@ -25,10 +25,34 @@ from mmzoo.models.clip import CLIP, CLIPConfig
 from mmzoo.processing.templates import TEMPLATES
 from mmzoo.zoo import get_config
 
-__all__ = ["LitCLIP"]
+__all__ = ["CLIPAdamW", "LitCLIP", "pieces"]
 
 MAX_LOG_SCALE = math.log(100.0)  # CLIP, section 2.5
 SIGMOID_START = {"logit_scale": math.log(10.0), "logit_bias": -10.0}  # SigLIP, algorithm 1
+
+
+class CLIPAdamW(AdamW):
+    """torch's AdamW with the settings of CLIP's ViTs as defaults (Radford et al. 2021, tables 18 and 19).
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        betas: Decay of the two moments.
+        eps: Added to the root of the second.
+        weight_decay: Decoupled weight decay.
+        fused: torch's fused kernel; None leaves the choice to the training, which takes it.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-6,
+        weight_decay: float = 0.2,
+        fused: bool | None = None,
+    ):
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
 
 class LitCLIP(LitBase):
@@ -57,10 +81,8 @@ class LitCLIP(LitBase):
         gather: Literal["auto", "none", "global", "local"] = "auto",
         accumulate: int = 1,
         templates: str = "simple",
-        # betas and epsilon of CLIP's ViTs (Radford et al. 2021, table 19)
-        optimizer: OptimizerCallable = lambda params: AdamW(
-            params, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
-        ),
+        # a lambda over constants is what jsonargparse can read and write to config.yaml
+        optimizer: OptimizerCallable = lambda params: CLIPAdamW(params),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         if accumulate < 1:
@@ -113,7 +135,7 @@ class LitCLIP(LitBase):
         if self.accumulate > 1:
             refuse_batch_statistics(self.model)
             if hasattr(self.trainer.model, "require_backward_grad_sync"):
-                # DDP counts on one backward pass a step; here there are several, so `backward` averages itself
+                # DDP would exchange gradients after the first piece; once, after the last, is enough
                 self.trainer.model.require_backward_grad_sync = False
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -43,10 +43,8 @@ class LitViT(LitBase):
         classes: int | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
-        # from scratch on ImageNet: Dosovitskiy et al. 2021, table 3
-        optimizer: OptimizerCallable = lambda params: AdamW(
-            params, lr=3e-3, betas=(0.9, 0.999), weight_decay=0.3
-        ),
+        # from scratch on ImageNet: Dosovitskiy et al. 2021, table 3; betas are torch's defaults
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=3e-3, weight_decay=0.3),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         if not 0 <= label_smoothing < 1:

@@ -17,6 +17,7 @@ from mmzoo.cli.main import main
 from mmzoo.cli.runs import Claim, checkpoint_of, run_name
 from mmzoo.errors import UsageError, ZooError
 
+EMBED = mmzoo.get_config("clip-tiny").embed
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
 
@@ -103,7 +104,7 @@ def test_a_run_leaves_everything_in_one_folder_and_says_where(here, capsys):
     assert saved["model"]["class_path"] == "mmzoo.lit.LitCLIP"
     assert saved["ckpt_path"] is None
     model, processor = mmzoo.load(run / "export")
-    assert model.encode_text(*processor.texts(["a red square"])).shape == (1, 64)
+    assert model.encode_text(*processor.texts(["a red square"])).shape == (1, EMBED)
     # results on stdout with chance beside each, talk on stderr, no advertising anywhere
     for name in ("i2t_r1", "t2i_r10"):
         assert re.search(rf"^val/{name} +\d\.\d{{4}}  \d\.\d{{4}}$", out, re.MULTILINE), out
@@ -250,7 +251,7 @@ def test_validate_test_and_predict(trained, capsys):
     from safetensors import safe_open
 
     with safe_open(trained / "runs/toy/predictions.safetensors", "pt") as file:
-        assert file.get_tensor("image").shape == (12, 64)
+        assert file.get_tensor("image").shape == (12, EMBED)
         assert len(json.loads(file.metadata()["keys"])) == 12
     assert (trained / "runs/toy/config.yaml").read_text() == config  # looking at a run does not change it
     # the run's own config works for another verb (Lightning #17447: it carries ckpt_path: null)
@@ -365,6 +366,25 @@ def test_what_is_printed_is_what_runs(here, capsys):
     assert capsys.readouterr().out == printed
     assert yaml.safe_load(printed)["trainer"]["max_steps"] == 3
     assert yaml.safe_load(printed)["seed_everything"] == 0
+
+
+def test_default_optimizers_are_written_out_in_full(here, capsys):
+    """A default that YAML cannot hold would make a run's config.yaml unreadable."""
+    content = yaml.safe_load((here / "toy.yaml").read_text())
+    del content["model"]["init_args"]["optimizer"]
+    (here / "toy.yaml").write_text(yaml.safe_dump(content))
+    assert fit("--print_config", "--model.optimizer.lr", "0.1") == 0
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["optimizer"]
+    assert found["class_path"] == "mmzoo.lit.CLIPAdamW"
+    assert found["init_args"] == {
+        "lr": 0.1, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.2, "fused": None
+    }  # fmt: skip
+    content["model"] = {"class_path": "LitViT"}
+    content["data"]["class_path"] = "ClassificationData"
+    (here / "toy.yaml").write_text(yaml.safe_dump(content))
+    assert fit("--print_config") == 0
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["optimizer"]
+    assert (found["init_args"]["lr"], found["init_args"]["weight_decay"]) == (3e-3, 0.3)
 
 
 def test_nothing_is_linked():
