@@ -258,5 +258,5 @@ def told_by(layout: Layout, outlet: Outlet, config: Plain) -> Plain:
     Raises:
         ZooError: The layout has tensors that this model lacks.
     """
-    where = f"a model without them cannot be written as {layout.name}: it"
+    where = f"this model, written as {layout.name},"
     return fill(layout.describe(_Named(outlet.shapes, where), outlet.side), config, where)
