@@ -32,7 +32,7 @@ SIGMOID_START = {"logit_scale": math.log(10.0), "logit_bias": -10.0}  # SigLIP, 
 
 
 class CLIPAdamW(AdamW):
-    """torch's AdamW with the settings of CLIP's ViTs as defaults (Radford et al. 2021, tables 18 and 19).
+    """torch's AdamW with the settings of CLIP's ViTs as defaults (Radford et al. 2021, tables 18 and 20).
 
     Args:
         params: Parameters or groups of them.
