@@ -148,17 +148,23 @@ class TextOut(NamedTuple):
     pooled: Tensor
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    # to fill a meta tensor with random numbers, torch first loads its compiler, which takes seconds
+    weight = torch.empty(rows, width, device="meta") if torch.get_default_device().type == "meta" else None
+    return nn.Embedding(rows, width, _weight=weight)
+
+
 class TextEmbed(nn.Module):
     """Token, position and token-type embeddings, summed and optionally normalised."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
         c = self.config = config
-        self.tok = nn.Embedding(c.vocab, c.width)
+        self.tok = _table(c.vocab, c.width)
         if c.positions == "learned":
-            self.pos = nn.Embedding(c.context, c.width)
+            self.pos = _table(c.context, c.width)
         if c.token_types:
-            self.token_type = nn.Embedding(c.token_types, c.width)
+            self.token_type = _table(c.token_types, c.width)
         if c.embed_norm:
             self.norm = LayerNorm(c.width, c.norm_eps)
 

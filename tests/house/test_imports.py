@@ -113,3 +113,15 @@ def test_nothing_names_a_machine():
         text = path.read_text(errors="ignore")
         bad += [f"{name}: {word}" for word in ("/root/", "/work/", "/home/", "pypi.org", "registry.npmjs") if word in text]
     assert bad == []
+
+
+def test_a_model_with_weights_loads_nothing_but_torch(tmp_path):
+    """What `create_model` costs beyond torch's own import: neither its compiler (2 s) nor anybody else's package."""
+    code = f"import mmzoo; mmzoo.save(mmzoo.create_model('clip-tiny'), {str(tmp_path)!r})"
+    _run(code)
+    heavy = ("torch._dynamo", "torchvision", "timm", "open_clip", "PIL", "tokenizers", "lightning", "pandas")
+    code = (
+        f"import sys, torch; before = set(sys.modules); import mmzoo; mmzoo.create_model('clip-tiny', pretrained="
+        f"{str(tmp_path)!r}); print([m for m in {heavy} if m in sys.modules and m not in before])"
+    )
+    assert _run(code)[1].strip() == "[]"
