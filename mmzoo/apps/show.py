@@ -7,8 +7,34 @@ from typing import Any, NamedTuple
 from mmzoo import zoo
 from mmzoo.apps.list import origin
 from mmzoo.config import to_dict
+from mmzoo.weights.catalog import CATALOG
 
-__all__ = ["Shown", "show"]
+__all__ = ["Shown", "Weights", "show"]
+
+
+class Weights(NamedTuple):
+    """Published weights.
+
+    Attributes:
+        tag: What `create_model(name, pretrained=TAG)` takes.
+        layout: Layout of the file.
+        licence: Licence.
+        size: Bytes of the file, None if unknown.
+        verified: `"real"`: loaded here and gave the published numbers; `"synthetic"`: the layout was proven with
+            random weights at this size; `"no"`: neither.
+        source: Where it is published.
+        numbers: Published results by what was measured, in the source's units.
+        note: What a user should know.
+    """
+
+    tag: str
+    layout: str
+    licence: str
+    size: int | None
+    verified: str
+    source: str
+    numbers: dict[str, float]
+    note: str
 
 
 class Shown(NamedTuple):
@@ -22,7 +48,8 @@ class Shown(NamedTuple):
         parts: Parameters of each top-level part, in the order of the model.
         config: The configuration as plain data; `mmzoo.config.from_dict` turns it back.
         preprocessing: What it expects of pictures (`"image"`) and, where it reads text, of texts (`"text"`).
-        licence: Licence of the weights published for it.
+        licence: Licences of the weights published for it.
+        weights: The weights published for it.
         citation: The paper.
     """
 
@@ -34,6 +61,7 @@ class Shown(NamedTuple):
     config: dict[str, Any]
     preprocessing: dict[str, dict[str, Any]]
     licence: str
+    weights: tuple[Weights, ...]
     citation: str
 
 
@@ -62,5 +90,19 @@ def show(name: str) -> Shown:
         config=to_dict(config),
         preprocessing={kind: to_dict(spec) for kind, spec in specs.items() if spec is not None},
         licence=origin(name)[1],
+        weights=tuple(
+            Weights(
+                tag=record.tag,
+                layout=record.layout,
+                licence=record.licence,
+                size=record.size,
+                verified=record.verified,
+                source=record.source,
+                numbers={number.what: number.value for number in record.numbers},
+                note=record.note,
+            )
+            for record in CATALOG
+            if record.model == name
+        ),
         citation=family.paper,
     )

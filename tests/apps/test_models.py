@@ -13,6 +13,7 @@ from mmzoo.apps.opening import open_model, require
 from mmzoo.apps.show import show
 from mmzoo.config import from_dict
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.weights.catalog import find, tags
 from mmzoo.zoo import FAMILIES, MODELS
 
 
@@ -63,7 +64,8 @@ def test_list_is_the_registry_sorted():
         entry = MODELS[model.name]
         assert (model.params, model.image_size) == (entry.params, entry.image_size)
         assert model.capabilities == FAMILIES[entry.family].capabilities
-        assert model.tags[0] == entry.family
+        assert model.family == entry.family
+        assert model.tags == tuple(tags(model.name))
         assert model.licence
 
 
@@ -83,7 +85,12 @@ def test_list_by_pattern_word_and_tag(pattern, names):
 
 def test_list_by_capability_and_origin():
     assert {model.name.split("-")[0] for model in list_models("classifies")} == {"vit"}
-    assert all(model.licence == "MIT" for model in list_models("openai"))
+    assert {model.name for model in list_models("openai")} == {
+        f"clip-vit-{s}" for s in ("b16", "b32", "l14", "l14-336")
+    }
+    assert [model.name for model in list_models("sam_in1k")] == ["vit-b16-224", "vit-b32-224"]
+    assert list_models("clip-vit-l14-336")[0].licence == "MIT"
+    assert list_models("clip-vit-b32")[0].licence == "MIT, CC-BY-NC-4.0"
     with pytest.raises(UsageError, match=r"no model matches 'clpi-tiny'\. Did you mean clip-tiny"):
         list_models("clpi-tiny")
 
@@ -100,6 +107,18 @@ def test_show_counts_parts_without_memory_and_its_config_comes_back():
     assert shown.preprocessing["image"]["size"] == 224
     assert shown.preprocessing["text"]["context"] == 77
     assert "Radford" in shown.citation
+
+
+def test_show_tells_of_published_weights():
+    shown = show("clip-vit-b32")
+    assert [w.tag for w in shown.weights] == tags("clip-vit-b32")
+    first, record = shown.weights[0], find("clip-vit-b32", "openai")
+    assert (first.layout, first.licence, first.size) == ("clip/openai", "MIT", record.size)
+    assert first.verified == record.verified
+    assert first.verified in ("real", "synthetic", "no")
+    assert first.source == record.url
+    assert first.numbers["ImageNet-1k zero-shot top-1"] > 60
+    assert show("vit-tiny").weights == ()
 
 
 def test_show_a_model_that_reads_no_text():

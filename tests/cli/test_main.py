@@ -231,13 +231,16 @@ def test_list_as_json(capsys):
     assert main(["list", "clip-vit-b32*", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert json.loads(out)[0] == {
+    first = json.loads(out)[0]
+    assert first.pop("tags")[:2] == ["openai", "openai-timm"]
+    assert first == {
         "name": "clip-vit-b32",
         "params": 151_277_313,
         "image_size": 224,
         "capabilities": ["embeds pairs"],
-        "tags": ["clip", "openai"],
-        "licence": "MIT",
+        "family": "clip",
+        "origin": "openai",
+        "licence": "MIT, CC-BY-NC-4.0",
     }
     assert [model["name"] for model in json.loads(out)] == ["clip-vit-b32", "clip-vit-b32-laion"]
 
@@ -256,7 +259,25 @@ def test_show_as_json_and_text(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert main(["show", "clip-tiny"]) == 0
     text = capsys.readouterr().out
-    for words in (f"{shown['params']:,}", "vision", "text_proj", "Radford et al.", "context: 32"):
+    for words in (
+        f"{shown['params']:,}",
+        "vision",
+        "text_proj",
+        "Radford et al.",
+        "context: 32",
+        "no weights",
+    ):
+        assert words in text
+    assert main(["show", "clip-vit-b32"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "openai-hf",
+        "clip/transformers",
+        "605 MB",
+        "CC-BY-NC-4.0",
+        "https://openaipublic",
+        "verified",
+    ):
         assert words in text
 
 

@@ -33,10 +33,14 @@ def main(argv: Sequence[str]) -> int:
             size(m.params),
             f"{m.image_size} px" if m.image_size else "",
             ", ".join(m.capabilities),
-            ", ".join(m.tags),
+            _some(m.tags),
             m.licence,
         )
         for m in models
     ]
     print(table(("name", "params", "image", "can", "tags", "licence"), rows, right=(1, 2)))
     return 0
+
+
+def _some(tags: tuple[str, ...]) -> str:
+    return ", ".join(tags[:2]) + (f" and {len(tags) - 2} more" if len(tags) > 2 else "") or "-"

@@ -51,10 +51,27 @@ def _text(shown: Shown) -> str:
             "config",
             *_lines(shown.config),
             "",
-            f"licence of published weights: {shown.licence or 'unknown'}",
+            *_weights(shown),
             f"cite: {shown.citation}",
         ]
     )
+
+
+def _weights(shown: Shown) -> list[str]:
+    if not shown.weights:
+        return ["no weights are published for it", f"licence: {shown.licence or 'unknown'}"]
+    rows = [
+        (w.tag, w.layout, f"{w.size / 1e6:,.0f} MB" if w.size else "-", w.licence, w.verified, w.source)
+        for w in shown.weights
+    ]
+    lines = table(("weights", "layout", "size", "licence", "verified", "published at"), rows, right=(2,))
+    notes = [f"{w.tag}: {w.note}" for w in shown.weights if w.note]
+    return [
+        lines,
+        "verified: real = these weights gave the published numbers here; synthetic = the layout is proven at this size",
+        *notes,
+        "",
+    ]
 
 
 def _lines(data: Mapping[str, Any], indent: str = "  ") -> list[str]:
