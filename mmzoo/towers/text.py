@@ -303,7 +303,8 @@ class TextBackbone(nn.Module):
                 context_mask=context_mask,
                 cache=cache,
             )
-        if c.final_norm and range(c.depth)[layers].stop == c.depth:
+        ran = range(c.depth)[layers]
+        if c.final_norm and len(ran) and ran[-1] == c.depth - 1:
             x = self.norm(x)
         return TextOut(x, self._pool(x, keep if keep is None else keep[:, -length:]))
 

@@ -152,7 +152,8 @@ def test_packed_equals_padded(positions, causal):
     padded, packed = text(IDS, keep=KEEP), text(IDS, keep=KEEP, packed=True)
     torch.testing.assert_close(packed.tokens[KEEP], padded.tokens[KEEP], rtol=0, atol=1e-11)
     torch.testing.assert_close(packed.pooled, padded.pooled, rtol=0, atol=1e-11)
-    assert not packed.tokens[~KEEP].any() or text.config.final_norm
+    bare = _text(positions=positions, causal=causal, final_norm=False)
+    assert not bare(IDS, keep=KEEP, packed=True).tokens[~KEEP].any()
 
 
 def test_right_padded_promise_needs_no_mask():
@@ -183,6 +184,17 @@ def test_layer_slices_compose():
     shared = text(IDS, keep=KEEP, context=text.project_context(image))
     torch.testing.assert_close(shared.tokens, whole.tokens, rtol=0, atol=1e-12)
     assert [hasattr(b, "cross") for b in text.blocks] == [False, False, True, True]
+
+
+def test_final_norm_belongs_to_the_last_block():
+    """A slice that leaves the last block out, or runs nothing, gives bare states."""
+    text = _text(depth=3)
+    states = torch.randn(3, 12, 24, dtype=torch.float64)
+    assert torch.equal(text(embeds=states, layers=slice(0, 0)).tokens, states)
+    first = text(embeds=states, layers=slice(0, 2)).tokens
+    assert not torch.allclose(first, text.norm(first))
+    whole = text(embeds=states).tokens
+    torch.testing.assert_close(whole, text(embeds=first, layers=slice(2, 3)).tokens, rtol=0, atol=1e-12)
 
 
 def test_context_mask_hides_tokens():
