@@ -68,7 +68,9 @@ def main() -> int:
             f"contrastive loss, B={batch}, D={args.width}",
             build("ours", batch, args.width),
             build("theirs", batch, args.width),
-            tolerance=2e-5,
+            # The scale's gradient is a small difference of large sums: against float64 at 4,096 pairs ours is off by
+            # 1e-5 and open_clip's by 1.4e-5; all else agrees to 2e-6.
+            tolerance=1e-4,
             rounds=rounds,
             warmups=0,  # `build` has warmed up
         )
