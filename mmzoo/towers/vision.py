@@ -5,6 +5,7 @@ Legend: B images, N tokens (prefix tokens first, then patches row by row), D wid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmzoo.errors import ZooError
+from mmzoo.layers.attention import Rotary
 from mmzoo.layers.block import BlockConfig, BlockStack, NormKind
 from mmzoo.layers.init import init_clip, init_google, init_timm
 from mmzoo.layers.mlp import Activation
@@ -190,6 +192,51 @@ class VisionTower(nn.Module):
             ZooError: The images have another size than the position table.
         """
         c = self.config
+        x, rope, grid = self._enter(images)
+        x = self.blocks(x, rope=rope)
+        if c.final_norm:
+            x = self.norm(x)
+        pooled = x[:, 0] if c.pool == "cls" else x[:, c.prefix :].mean(1)
+        return VisionOut(x, pooled, grid)
+
+    def intermediate(
+        self, images: Tensor, layers: Sequence[int], *, norm: bool = False, maps: bool = True
+    ) -> list[Tensor]:
+        """What single blocks give, for detection, segmentation and distillation; no block after the last is run.
+
+        Args:
+            images: (B, 3, image_size, image_size).
+            layers: Block numbers from 0; negative ones count from the end.
+            norm: Whether the final norm is applied to each.
+            maps: Patches as a feature map, or all tokens with the prefix.
+
+        Returns:
+            In the order of `layers`, (B, D, h, w) each, or (B, N, D).
+
+        Raises:
+            ZooError: There is no such block, or no final norm, or patches are being dropped.
+        """
+        c = self.config
+        wrong = [i for i in layers if not -c.depth <= i < c.depth]
+        if wrong or not layers:
+            raise ZooError(f"this tower has blocks 0 to {c.depth - 1}, asked for {wrong or 'none'}.")
+        if norm and not c.final_norm:
+            raise ZooError("this tower has no final norm: call with norm=False.")
+        if maps and c.patch_drop and self.training:
+            raise ZooError("dropped patches leave no feature map: call eval() first, or maps=False.")
+        wanted = [i % c.depth for i in layers]
+        x, rope, grid = self._enter(images)
+        found: dict[int, Tensor] = {}
+        for i in range(max(wanted) + 1):
+            x = self.blocks(x, layers=slice(i, i + 1), rope=rope)
+            if i in wanted:
+                tokens = self.norm(x) if norm else x
+                found[i] = tokens[:, c.prefix :].transpose(1, 2).unflatten(2, grid) if maps else tokens
+        return [found[i] for i in wanted]
+
+    def _enter(self, images: Tensor) -> tuple[Tensor, Rotary | None, tuple[int, int]]:
+        """Everything before the blocks: tokens (B, N, D), rotary tables, the grid."""
+        c = self.config
         x, grid = self.patch(images)
         if c.positions == "learned" and grid != c.grid:
             raise ZooError(
@@ -210,11 +257,7 @@ class VisionTower(nn.Module):
             )
         if c.pre_norm:
             x = self.pre_norm(x)
-        x = self.blocks(F.dropout(x, c.dropout, self.training), rope=rope)
-        if c.final_norm:
-            x = self.norm(x)
-        pooled = x[:, 0] if c.pool == "cls" else x[:, c.prefix :].mean(1)
-        return VisionOut(x, pooled, grid)
+        return F.dropout(x, c.dropout, self.training), rope, grid
 
     def _place(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Add positions, drop patches in training, prepend class token and registers."""
