@@ -102,6 +102,14 @@ def _contradictions(told: Plain, ours: Plain, path: str = "") -> list[str]:
     return found
 
 
+def _refuse_head(found: int, wanted: int, where: str) -> None:
+    if found != wanted:
+        raise ZooError(
+            f"{where} has a head of {found} classes, asked for {wanted}: create the model with the file's own head "
+            f"(leave config out, or set its classes to {found}), then call mmzoo.adapt.replace_head(model, {wanted})."
+        )
+
+
 def _foreign_state(
     name: str, family: Family, config: Any, given: bool, checkpoint: Checkpoint
 ) -> tuple[Any, dict[str, Tensor]]:
@@ -110,6 +118,8 @@ def _foreign_state(
     if not given:
         plain |= {key: told[key] for key in _FREE if key in told}
         config = from_dict(type(config), plain)
+    elif "classes" in told:
+        _refuse_head(told["classes"], plain["classes"], checkpoint.where)
     # the file's position table may belong to another image size; the model resamples it afterwards
     of_file = (
         plain | {"vision": plain["vision"] | {"image_size": told["vision"]["image_size"]}}
@@ -159,7 +169,15 @@ def filled_model(
         config, state = _foreign_state(name, FAMILIES[family], config, given, opened.checkpoint)
     else:
         assert opened.source is not None
-        state = {n: opened.source.tensor(n) for n in opened.source.shapes()}
+        shapes = opened.source.shapes()
+        if hasattr(config, "classes"):
+            classes = shapes.get("head.weight", (0,))[0]
+            if given:
+                _refuse_head(classes, config.classes, str(path))
+            else:
+                representation = shapes.get("representation.weight", (None,))[0]
+                config = dataclasses.replace(config, classes=classes, representation=representation)
+        state = {n: opened.source.tensor(n) for n in shapes}
     return fill(FAMILIES[family], config, state, str(path))
 
 

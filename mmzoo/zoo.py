@@ -247,7 +247,7 @@ def save(
 ) -> None:
     """Write a model to a folder: `config.json`, `model.safetensors`, `processor.json`, `README.md`.
 
-    Each file is written whole or not at all; the weights come last, so a folder with weights is a complete one.
+    All files are written, or none.
 
     Args:
         model: A model of the zoo.
@@ -258,13 +258,13 @@ def save(
         metrics: Measured numbers for the card.
 
     Raises:
-        ZooError: The object is not a model of the zoo.
+        ZooError: The object is not a model of the zoo, or was changed so that its config does not describe it.
     """
     from mmzoo import __version__
-    from mmzoo.files import atomic_path
     from mmzoo.models.capabilities import capabilities_of
     from mmzoo.weights.card import model_card
     from mmzoo.weights.io import weights_hash, write_json, write_tensors
+    from mmzoo.weights.write import staged
 
     folder, family = Path(folder), family_of(model)
     if folder.exists() and not folder.is_dir():
@@ -272,9 +272,8 @@ def save(
     processor = processor or create_processor(model)
     state = model.state_dict()
     config: Any = model.config
+    _refuse_undescribed(family, config, state)
     digest = weights_hash(state)
-    write_json(folder / "config.json", {"family": family, "mmzoo": __version__, "config": to_dict(config)})
-    write_json(folder / "processor.json", processor.to_dict())
     card = model_card(
         name or family,
         family=family,
@@ -286,9 +285,34 @@ def save(
         metrics=metrics,
         citation=FAMILIES[family].paper,
     )
-    with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    write_tensors(folder / "model.safetensors", state, {"family": family, "sha256": digest})
+    with staged(folder) as stage:
+        write_json(stage / "config.json", {"family": family, "mmzoo": __version__, "config": to_dict(config)})
+        write_json(stage / "processor.json", processor.to_dict())
+        (stage / "README.md").write_text(card, encoding="utf-8")
+        write_tensors(stage / "model.safetensors", state, {"family": family, "sha256": digest})
+
+
+def _refuse_undescribed(family: str, config: Any, state: dict[str, torch.Tensor]) -> None:
+    """Refuse to save what could not be loaded: tensors that the config does not describe.
+
+    Raises:
+        ZooError: The model was changed since it was built.
+    """
+    from torch import Tensor
+
+    from mmzoo.interchange import meta_model, shapes_of
+
+    described = shapes_of(meta_model(FAMILIES[family], config))
+    odd = sorted(
+        {name for name, t in state.items() if described.get(name) != tuple(t.shape) or type(t) is not Tensor}
+        | (described.keys() - state.keys())
+    )
+    if odd:
+        raise ZooError(
+            f"this model is not as its config says, so it could not be loaded again: {len(odd)} tensors differ "
+            f"({', '.join(odd[:3])}). Merge adapters first (mmzoo.adapt.merge_lora), save before quantizing, and "
+            "change heads by mmzoo.adapt.replace_head."
+        )
 
 
 def _preprocessing(config: Any) -> dict[str, Any]:

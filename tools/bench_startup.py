@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import benchlib
 
@@ -29,7 +30,7 @@ EMBED = (
 SHOW = "\nprint(*y[0].tolist())"
 
 
-def run(code: str, result: list[float]) -> list[float]:
+def run(code: str, result: Any) -> Any:
     """Run a Python process to its end and give what both sides' processes were found to compute."""
     subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=True)
     return result
@@ -41,11 +42,13 @@ def children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def embedding(code: str) -> list[float]:
+def embedding(code: str) -> Any:
+    import torch
+
     done = subprocess.run(
         [sys.executable, "-c", code + EMBED + SHOW], capture_output=True, text=True, check=True
     )
-    return [float(word) for word in done.stdout.split()]
+    return torch.tensor([float(word) for word in done.stdout.split()])
 
 
 def main() -> int:
@@ -76,7 +79,7 @@ def main() -> int:
                     f"ViT-B/32 in a fresh process: {name}",
                     functools.partial(run, ours + rest, found[0]),
                     functools.partial(run, theirs + rest, found[1]),
-                    tolerance=1e-4,
+                    tolerance=1e-5,
                     rounds=rounds,
                     clock=children,
                     note="the gate compares embeddings of one picture",

@@ -25,6 +25,10 @@ LAZY = {
     "matplotlib": {"mmzoo/lit/files.py"},
     "easy_vqa": {"mmzoo/data/sources/easyvqa.py"},
     "pyarrow": {"mmzoo/apps/embed.py"},
+    "peft": {"mmzoo/adapt.py"},
+    "torchao": {"mmzoo/adapt.py"},
+    "onnxruntime": {"mmzoo/apps/export.py"},
+    "onnxscript": set(),
     "onnx": {"mmzoo/weights/onnx_file.py"},
     "gguf": {"mmzoo/weights/gguf_file.py", "mmzoo/processing/gguf_vocabulary.py"},
 }
