@@ -34,7 +34,8 @@ _WORDS = {
 
 def options_of(cls: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of everything that a class can be given, dataclasses inside it included."""
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    signed = cls if dataclasses.is_dataclass(cls) else cls.__init__  # type: ignore[misc]
+    hints = typing.get_type_hints(signed)
     for name in inspect.signature(cls).parameters:
         yield prefix + name
         for kind in (hints.get(name), *typing.get_args(hints.get(name))):

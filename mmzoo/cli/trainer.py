@@ -5,7 +5,7 @@ Help and mistakes in config names are answered here without importing torch; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mmzoo.errors import UsageError
 from mmzoo.paths import find_config
@@ -47,7 +47,7 @@ Examples:
   mmzoo {verb} -c clip/tiny -c trainer/gpu_bf16 --data.source my/pictures --ckpt_path last"""
 
 
-def resolve_configs(argv: Sequence[str]) -> list[str]:
+def resolve_configs(argv: Iterable[str]) -> list[str]:
     """Replace names of configs after `-c` and `--config` by paths.
 
     Raises:

@@ -122,7 +122,7 @@ class ZooCLI(LightningCLI):
         elif loggers is not False and not isinstance(loggers, list):
             loggers = [loggers]
         on_terminal = sys.stderr.isatty() and options.get("enable_progress_bar") is not False
-        extra = [RichProgressBar(console_kwargs={"stderr": True}) if on_terminal else Talk()]
+        extra: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True}) if on_terminal else Talk()]
         if self.subcommand == "fit":
             extra += [
                 _FreshFolder(self),
@@ -157,10 +157,14 @@ class ZooCLI(LightningCLI):
         """The checkpoint that this command starts from."""
         return checkpoint_of(self.folder, self._get(self.config_init, "ckpt_path"))
 
+    @property
+    def _is_trial(self) -> bool:
+        return bool(getattr(self.trainer, "fast_dev_run", False))
+
     def before_fit(self) -> None:
         """Take the folder, and make room in it for a new run."""
         wanted, found = self._get(self.config_init, "ckpt_path"), self.checkpoint
-        if rank_zero_only.rank == 0 and not self.trainer.fast_dev_run:
+        if _is_first() and not self._is_trial:
             self.claim.take()
         if wanted in ("last", "best"):
             _say(
@@ -175,7 +179,7 @@ class ZooCLI(LightningCLI):
     def after_fit(self) -> None:
         """Print the results."""
         self.claim.release()
-        if rank_zero_only.rank or self.trainer.fast_dev_run:
+        if not _is_first() or self._is_trial:
             return
         content = self.report.content
         content["export"] = str(self.folder / "export")
@@ -206,7 +210,7 @@ class ZooCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print and write the numbers."""
-        if rank_zero_only.rank:
+        if not _is_first():
             return
         chance = self.model.chance
         values = {n: float(v) for n, v in self.trainer.callback_metrics.items() if not n.endswith(".chance")}
@@ -245,13 +249,19 @@ class _FreshFolder(Callback):
     @rank_zero_only
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         cli = self.cli
-        if cli.checkpoint is None and not trainer.fast_dev_run and (kept := cli.claim.make_room()):
+        if cli.checkpoint is None and not cli._is_trial and (kept := cli.claim.make_room()):
             _say(f"the run that was in {cli.folder} is now in {kept}.")
 
 
 def _subclasses(cls: type) -> list[type]:
-    found = [s for c in cls.__subclasses__() for s in (_subclasses(c) or [c])]
+    children: list[type] = cls.__subclasses__()
+    found = [s for c in children for s in (_subclasses(c) or [c])]
     return [s for s in found if s.__module__.startswith("mmzoo.")]
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @rank_zero_only

@@ -108,7 +108,7 @@ class LitBase(LightningModule):
             if not towers:
                 raise UsageError(f"{type(model).__name__} has no tower that can recompute activations.")
             for tower in towers:
-                tower.set_checkpointing(True)
+                tower.set_checkpointing(True)  # type: ignore[operator]
         self.ema = Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None
         self._seed = torch.initial_seed() % 2**32
 
@@ -141,7 +141,7 @@ class LitBase(LightningModule):
 
     # -- optimizing ---------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimizer over parameter groups, and warm-up with cosine by optimizer step."""
         total = self.trainer.estimated_stepping_batches
         if total < 0 or math.isinf(total):
@@ -193,9 +193,9 @@ class LitBase(LightningModule):
             ZooError: The loss is infinite or not a number.
         """
         # on a GPU the check waits for the device, so it is done where the log waits anyway
-        if self.device.type == "cpu" or self.global_step % max(1, self.trainer.log_every_n_steps) == 0:
+        if self.device.type == "cpu" or self.global_step % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self.require_finite(loss)
-        rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in (metrics | {"lr": rate}).items()})
         return loss
@@ -203,7 +203,7 @@ class LitBase(LightningModule):
     def require_finite(self, loss: Tensor) -> None:
         """Raise a `ZooError` that says what to do if the loss is infinite or not a number."""
         if not bool(torch.isfinite(loss.detach()).all()):
-            rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise ZooError(
                 f"the loss is {float(loss.detach())} at step {self.global_step + 1} (learning rate {rate:.3g}): "
                 "training stops here and the last checkpoint stays as it is. Lower the rate, lengthen the "

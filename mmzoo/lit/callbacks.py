@@ -44,7 +44,7 @@ class Talk(Callback):
     ) -> None:
         """One line per logging interval."""
         step, (before, then) = trainer.global_step, self._since
-        if step <= before or step % max(1, trainer.log_every_n_steps):
+        if step <= before or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
         total, now = trainer.estimated_stepping_batches, time.monotonic()
         loss = trainer.callback_metrics.get("train/loss", torch.tensor(float("nan")))
@@ -99,7 +99,7 @@ class RunReport(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curve and write the final numbers."""
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             chance = getattr(pl_module, "chance", {})
             drawn = draw_curve(self.logger.rows, chance, self.folder / "curve.png", self.folder.name)
             self._write(trainer, pl_module, finished=True, curve=drawn)
@@ -139,7 +139,7 @@ class ExportWeights(Callback):
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
-        if trainer.fast_dev_run or not isinstance(pl_module, LitBase):
+        if trainer.fast_dev_run or not isinstance(pl_module, LitBase):  # type: ignore[attr-defined]
             return
         measured = {
             f"{name} (chance {pl_module.chance[name]:.4g})": round(float(value), 4)

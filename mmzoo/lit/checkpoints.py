@@ -172,7 +172,7 @@ class Checkpoints(Checkpoint):
         return value > self.best if self.mode == "max" else value < self.best
 
     def _save(self, trainer: Trainer, module: LightningModule, name: str) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         wrong = next((n for n, p in module.named_parameters() if not _finite(p)), None)
         if wrong is not None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from mmzoo import dist
@@ -30,7 +31,7 @@ from mmzoo.zoo import get_config
 __all__ = ["CLIPAdamW", "LitCLIP", "pieces"]
 
 MAX_LOG_SCALE = math.log(100.0)  # CLIP, section 2.5
-SIGMOID_START = {"logit_scale": math.log(10.0), "logit_bias": -10.0}  # SigLIP, algorithm 1
+SIGMOID_START: dict[str, Any] = {"logit_scale": math.log(10.0), "logit_bias": -10.0}  # SigLIP, algorithm 1
 
 
 class CLIPAdamW(AdamW):
@@ -122,8 +123,9 @@ class LitCLIP(LitBase):
         gather = gather or self.gather
         if gather == "auto":
             gather = "local" if dist.world() > 1 else "none"
-        ids = {"image_ids": batch.image_ids, "text_ids": batch.text_ids, "gather": gather}
+        ids: dict[str, Any] = {"image_ids": batch.image_ids, "text_ids": batch.text_ids, "gather": gather}
         if self.loss == "sigmoid":
+            assert self.model.logit_bias is not None
             return siglip_loss(image, text, self.model.scale, self.model.logit_bias, **ids)
         return clip_loss(image, text, self.model.scale, **ids)
 
@@ -150,7 +152,7 @@ class LitCLIP(LitBase):
         super().on_fit_start()
         if self.accumulate > 1:
             refuse_batch_statistics(self.model)
-            if hasattr(self.trainer.model, "require_backward_grad_sync"):
+            if isinstance(self.trainer.model, DistributedDataParallel):
                 # DDP would exchange gradients after the first piece; once, after the last, is enough
                 self.trainer.model.require_backward_grad_sync = False
 
@@ -173,7 +175,7 @@ class LitCLIP(LitBase):
         self._done = cached_step(
             embed,
             pieces(batch, self.accumulate),
-            lambda *both: self.contrast(*both, batch),
+            lambda image, text: self.contrast(image, text, batch),
             backward=backward,
         )
         average_gradients(self.parameters())
@@ -240,7 +242,7 @@ def _remembered(model: CLIP) -> dict[str, Remembered]:
         raise UsageError(
             "cache_features remembers what frozen towers give, and none is frozen: add recipe.freeze: [vision]."
         )
-    return {tower: Remembered(towers[tower]) for tower in frozen}
+    return {tower: Remembered(towers[tower]) for tower in frozen}  # type: ignore[arg-type]
 
 
 def pieces(batch: CaptionBatch, count: int) -> list[CaptionBatch]:

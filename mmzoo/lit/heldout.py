@@ -35,7 +35,7 @@ class Split(NamedTuple):
 
 def splits_of(trainer: Trainer) -> list[Split]:
     """The splits that the running loop goes through, in the order of its loaders."""
-    data = trainer.datamodule
+    data = trainer.datamodule  # type: ignore[attr-defined]
     sources = getattr(data, "test_sources" if trainer.testing else "val_sources", None)
     if sources:
         return [Split(name, source.classes) for name, source in sources.items()]
