@@ -176,9 +176,26 @@ class ZooCLI(LightningCLI):
         everything = sum(p.numel() for p in self.model.parameters())
         _say(f"{self.folder}: {everything / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained.")
 
+    def fit(self, **kwargs: Any) -> None:
+        """Train; Ctrl-C ends with the way to go on."""
+        try:
+            self.trainer.fit(**kwargs)
+        except SystemExit as end:  # what Lightning makes of Ctrl-C
+            if not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            last = checkpoint_of(self.folder, "last")
+            hint = (
+                f" {last} is there: add --ckpt_path last to go on."
+                if last
+                else " There is no checkpoint yet."
+            )
+            _say(f"stopped at step {self.trainer.global_step}.{hint}")
+            raise KeyboardInterrupt from None
+        finally:
+            self.claim.release()
+
     def after_fit(self) -> None:
         """Print the results."""
-        self.claim.release()
         if not _is_first() or self._is_trial:
             return
         content = self.report.content

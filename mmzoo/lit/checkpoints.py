@@ -108,7 +108,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(
-        self, every_n_steps: int = 0, monitor: str | None = None, mode: str = "max", keep_steps: int = 0
+        self, every_n_steps: int = 500, monitor: str | None = None, mode: str = "max", keep_steps: int = 0
     ):
         if mode not in ("max", "min"):
             raise UsageError(f"checkpoints.mode is {mode!r}; it is 'max' or 'min'.")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -146,7 +147,7 @@ def test_a_command_that_cannot_run_moves_nothing(trained, capsys):
     before = sorted(p.name for p in (trained / "runs/toy").iterdir())
     assert fit("--data.source", "nowhere") == 1
     assert "no data at nowhere" in last_line(capsys)
-    assert [n for n in sorted(p.name for p in (trained / "runs/toy").iterdir()) if n != ".lock"] == before
+    assert sorted(p.name for p in (trained / "runs/toy").iterdir()) == before
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(here):
@@ -230,6 +231,30 @@ def test_a_loss_that_is_not_a_number_ends_with_status_1_and_keeps_the_checkpoint
     )
     for path in (here / "runs/toy/checkpoints").iterdir():
         assert all(v.isfinite().all() for v in torch.load(path, weights_only=True)["state_dict"].values())
+
+
+def test_ctrl_c_ends_with_the_way_to_go_on(here, capsys, monkeypatch):
+    from mmzoo.lit import LitCLIP
+
+    real = LitCLIP.training_step
+
+    def step(self, batch, batch_idx):
+        if self.global_step == 2:
+            raise KeyboardInterrupt
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitCLIP, "training_step", step)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert fit("--checkpoints.every_n_steps", "1") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    err = capsys.readouterr().err
+    assert "stopped at step 2. runs/toy/checkpoints/last.ckpt is there: add --ckpt_path last to go on." in err
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert fit("--ckpt_path", "last") == 0
+    assert json.loads((here / "runs/toy/metrics.json").read_text())["steps"] == 4
 
 
 # -- the other verbs --------------------------------------------------------------------------------------------
