@@ -282,10 +282,12 @@ def quantize_int8(
     was_training = model.training
     model.eval()
     try:
-        cosine = min(
-            float(nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).min())
-            for a, b in zip(_embeddings(model, images, texts), _embeddings(small, images, texts), strict=True)
-        )
+        pairs = zip(_embeddings(model, images, texts), _embeddings(small, images, texts), strict=True)
+        # torch's min, unlike Python's, does not step over a cosine that is not a number
+        cosines = [
+            nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()) for a, b in pairs
+        ]
+        cosine = float(torch.cat(cosines).min())
     finally:
         model.train(was_training)
     if not cosine >= floor:

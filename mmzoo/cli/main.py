@@ -45,6 +45,7 @@ VERBS = {
         "Use", "embeddings of pictures and texts, as safetensors or Parquet", "mmzoo.cli.verbs.embed"
     ),
     "convert": Verb("Move", "weights from any layout to any other, exactly", "mmzoo.cli.verbs.convert"),
+    "export": Verb("Move", "encoders as torch.export programs and ONNX, checked", "mmzoo.cli.verbs.export"),
     "list": Verb("Look", "the models: size, input, what they can do, licence", "mmzoo.cli.verbs.list"),
     "show": Verb("Look", "one model: config, parameters, preprocessing, citation", "mmzoo.cli.verbs.show"),
     "doctor": Verb(

@@ -250,6 +250,23 @@ def test_int8_that_changes_too_much_is_refused(vit):
     assert vit.training
 
 
+def test_int8_that_gives_no_numbers_is_refused(clip, monkeypatch):
+    """The last text's embedding is not a number: Python's own min would not see it."""
+    import mmzoo.adapt as module
+
+    embeddings = module._embeddings
+
+    def spoilt(model, images, texts):
+        found = [t.clone() for t in embeddings(model, images, texts)]
+        if model is not clip:
+            found[1][-1] = torch.nan
+        return found
+
+    monkeypatch.setattr(module, "_embeddings", spoilt)
+    with pytest.raises(ZooError, match="smallest cosine to the original is nan"):
+        quantize_int8(clip, images_for(clip), texts_for(clip))
+
+
 def test_int8_refusals(clip, monkeypatch):
     with pytest.raises(UsageError, match="no part 'visual'"):
         quantize_int8(clip, images_for(clip), parts=("visual",))
