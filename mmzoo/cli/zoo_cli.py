@@ -122,7 +122,9 @@ class ZooCLI(LightningCLI):
         elif loggers is not False and not isinstance(loggers, list):
             loggers = [loggers]
         on_terminal = sys.stderr.isatty() and options.get("enable_progress_bar") is not False
-        extra: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True}) if on_terminal else Talk()]
+        extra: list[Callback] = [Talk(steps=not on_terminal)]
+        if on_terminal:
+            extra.append(RichProgressBar(console_kwargs={"stderr": True}))
         if self.subcommand == "fit":
             extra += [
                 _FreshFolder(self),

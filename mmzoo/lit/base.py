@@ -178,8 +178,7 @@ class LitBase(LightningModule):
     def after_step(self) -> None:
         """What a family does to its parameters after each optimizer step."""
 
-    @staticmethod
-    def next_command(export: Path) -> str:
+    def next_command(self, export: Path) -> str:
         """A command that uses what a run exported, to print when it ends."""
         return f"mmzoo show {export}"
 

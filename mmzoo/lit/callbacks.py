@@ -29,9 +29,14 @@ def held_out_table(values: dict[str, float], chance: dict[str, float]) -> str:
 
 
 class Talk(Callback):
-    """Tells on stderr how training goes, in plain lines for logs and pipes; terminals get a progress bar instead."""
+    """Tells on stderr how training goes, in plain lines.
 
-    def __init__(self) -> None:
+    Args:
+        steps: Whether to tell of steps too, and not of validations alone; where there is no progress bar.
+    """
+
+    def __init__(self, *, steps: bool = True):
+        self.steps = steps
         self._since = (0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,7 +49,7 @@ class Talk(Callback):
     ) -> None:
         """One line per logging interval."""
         step, (before, then) = trainer.global_step, self._since
-        if step <= before or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        if not self.steps or step <= before or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
         total, now = trainer.estimated_stepping_batches, time.monotonic()
         loss = trainer.callback_metrics.get("train/loss", torch.tensor(float("nan")))

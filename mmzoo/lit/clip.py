@@ -223,10 +223,17 @@ class LitCLIP(LitBase):
         self._heldout = []
         super().on_validation_epoch_end()
 
-    @staticmethod
-    def next_command(export: Path) -> str:
-        """Name what is in pictures."""
-        return f"mmzoo zeroshot --model {export} --labels cat,dog PICTURE..."
+    def next_command(self, export: Path) -> str:
+        """Look at the first held-out split's pictures if they have classes, else at the user's own."""
+        data = getattr(self.trainer, "datamodule", None)
+        split, source = next(iter(getattr(data, "val_sources", {}).items()), ("", None))
+        where = getattr(data, "val", None) or getattr(data, "source", None)
+        if source is None or not source.classes or not where:
+            return f"mmzoo zeroshot --model {export} --labels cat,dog PICTURE..."
+        words = [f"mmzoo zeroshot --model {export} --data {where}"]
+        words += [f"--split {split}"] if getattr(data, "val_splits", None) else []
+        words += [f"--by {data.by}"] if getattr(data, "by", None) else []  # type: ignore[union-attr]
+        return " ".join([*words, f"--html {export.parent / 'gallery.html'}"])
 
     def predict_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Unit vectors of the batch's images and texts, with the keys of its samples."""

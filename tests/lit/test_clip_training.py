@@ -187,3 +187,16 @@ def test_mixup_of_equal_labels_is_plain_cross_entropy(toys):
     same = batch._replace(images=batch.images[:1].expand(4, -1, -1, -1), labels=torch.tensor([2, 2, 2, 2]))
     expected = torch.nn.functional.cross_entropy(module.model(same.images), same.labels)
     torch.testing.assert_close(module.training_step(same, 0), expected)
+
+
+def test_the_next_command_looks_at_the_held_out_data(toys, tmp_path):
+    module, data = LitCLIP(toys.clip(), optimizer=sgd), toys.data()
+    toys.trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+    export = tmp_path / "export"
+    assert module.next_command(export) == f"mmzoo zeroshot --model {export} --labels cat,dog PICTURE..."
+    data.source, data.val_splits, data.by = "data/emoji", ("held",), "group"
+    assert module.next_command(export) == (
+        f"mmzoo zeroshot --model {export} --data data/emoji --split held --by group --html {tmp_path}/gallery.html"
+    )
+    data.val, data.val_splits, data.by = "my/val", None, None
+    assert f"--data my/val --html {tmp_path}/gallery.html" in module.next_command(export)
