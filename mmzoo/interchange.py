@@ -102,12 +102,14 @@ def _contradictions(told: Plain, ours: Plain, path: str = "") -> list[str]:
     return found
 
 
-def _refuse_head(found: int, wanted: int, where: str) -> None:
-    if found != wanted:
-        raise ZooError(
-            f"{where} has a head of {found} classes, asked for {wanted}: create the model with the file's own head "
-            f"(leave config out, or set its classes to {found}), then call mmzoo.adapt.replace_head(model, {wanted})."
-        )
+def _head_hint(found: int, wanted: int) -> str:
+    """A sentence for whoever wants another head than the file's."""
+    if found == wanted:
+        return ""
+    return (
+        f" The file's head seems to have {found} classes, not {wanted}: create the model with the file's own head "
+        f"(leave config out, or set its classes to {found}), then call mmzoo.adapt.replace_head(model, {wanted})."
+    )
 
 
 def _foreign_state(
@@ -118,8 +120,6 @@ def _foreign_state(
     if not given:
         plain |= {key: told[key] for key in _FREE if key in told}
         config = from_dict(type(config), plain)
-    elif "classes" in told:
-        _refuse_head(told["classes"], plain["classes"], checkpoint.where)
     # the file's position table may belong to another image size; the model resamples it afterwards
     of_file = (
         plain | {"vision": plain["vision"] | {"image_size": told["vision"]["image_size"]}}
@@ -127,7 +127,8 @@ def _foreign_state(
         else plain
     )
     wanted = shapes_of(meta_model(family, from_dict(type(config), of_file)))
-    state = dict(checkpoint.tensors(of_file, wanted))
+    hint = _head_hint(told["classes"], plain["classes"]) if "classes" in told else ""
+    state = dict(checkpoint.tensors(of_file, wanted, hint))
     if wrong := _contradictions(told, plain):
         raise ZooError(f"{checkpoint.where} is not {name}: {'; '.join(wrong)}.")
     return config, state
@@ -170,14 +171,19 @@ def filled_model(
     else:
         assert opened.source is not None
         shapes = opened.source.shapes()
+        hint = ""
         if hasattr(config, "classes"):
             classes = shapes.get("head.weight", (0,))[0]
-            if given:
-                _refuse_head(classes, config.classes, str(path))
-            else:
+            hint = _head_hint(classes, config.classes)
+            if not given:
                 representation = shapes.get("representation.weight", (None,))[0]
                 config = dataclasses.replace(config, classes=classes, representation=representation)
         state = {n: opened.source.tensor(n) for n in shapes}
+        if given and hint:
+            try:
+                return fill(FAMILIES[family], config, state, str(path))
+            except ZooError as error:
+                raise ZooError(f"{error}{hint}") from None
     return fill(FAMILIES[family], config, state, str(path))
 
 
@@ -229,7 +235,8 @@ def fill_tower(model: nn.Module, part: str, weights: str | Path) -> None:
         raise ZooError(f"{path} has no {part} tower.")
     like = next(tower.parameters())
     state = {name: tensor.to(like) for name, tensor in state.items()}
-    load_strictly(tower, tower.fit_state(state) if hasattr(tower, "fit_state") else state, f"{path} ({part})")
+    fit: Any = getattr(tower, "fit_state", None)
+    load_strictly(tower, fit(state) if fit else state, f"{path} ({part})")
 
 
 def _tower_state(checkpoint: Checkpoint, part: str, kind: type[nn.Module], config: Any) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -130,6 +132,7 @@ def export(
     files = []
     with staged(out) as stage, torch.no_grad():
         for part in parts:
+            _drop_idle(part)
             program = _program(part)
             for name in formats:
                 file = stage / f"{part.name}.{'pt2' if name == 'torch' else 'onnx'}"
@@ -201,6 +204,23 @@ def _parts(opened: Opened) -> list[_Part]:
     return parts
 
 
+def _drop_idle(part: _Part) -> None:
+    """Let the other tower go, whose weights a program would carry along."""
+    module: Any = part.module
+    used: set[str] = set()
+
+    def seen(name: str) -> Any:
+        return lambda *_: used.add(name)
+
+    hooks = [child.register_forward_hook(seen(name)) for name, child in module.model.named_children()]
+    module(*part.example)
+    for hook in hooks:
+        hook.remove()
+    own = copy.copy(module.model)  # shares its tensors
+    own._modules = {name: child for name, child in module.model._modules.items() if name in used}
+    module.model = own
+
+
 def _program(part: _Part) -> Any:
     """The encoder as a torch.export program with free sizes."""
     dims: dict[str, Any] = {"batch": torch.export.Dim("batch", min=1)}
@@ -258,8 +278,6 @@ def _save_onnx(part: _Part, program: Any, file: Path) -> float:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters talk at length about themselves, on stdout too."""
-    import io
-
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -86,18 +86,21 @@ class Checkpoint(NamedTuple):
         """
         return fill(self.told(), known, self.where)
 
-    def tensors(self, config: Plain, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    def tensors(
+        self, config: Plain, wanted: Mapping[str, tuple[int, ...]], hint: str = ""
+    ) -> Iterator[tuple[str, Tensor]]:
         """Our names with their tensors, one at a time, in the file's dtype.
 
         Args:
             config: The plain data of the model's config.
             wanted: Names and shapes of the model to fill.
+            hint: What an error ends with.
 
         Raises:
             ZooError: The file does not fit; both sides are listed.
         """
         rules = self.layout.rules(config)
-        return apply(rules, self.source, wanted, f"{self.where} ({self.layout.name})")
+        return apply(rules, self.source, wanted, f"{self.where} ({self.layout.name})", hint)
 
 
 class _Named(dict[str, tuple[int, ...]]):

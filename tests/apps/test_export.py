@@ -79,6 +79,16 @@ def test_what_is_written_and_told(exported):
     assert torch.equal(processor.texts(["a cat"]).ids, mmzoo.create_processor(model).texts(["a cat"]).ids)
 
 
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_a_program_carries_its_own_tower_only(part, exported):
+    model, done = exported["clip-tiny"]
+    tower = {"image": (model.vision, model.vision_proj), "text": (model.text, model.text_proj)}[part]
+    size = 4 * sum(p.numel() for m in tower for p in m.parameters())
+    for file in (f.file for f in done.files if f.part == part):
+        assert size < file.stat().st_size < size + 300_000
+    assert [name for name, _ in model.named_children()] == ["vision", "text", "vision_proj", "text_proj"]
+
+
 def test_a_program_that_gives_other_numbers_is_not_kept(tmp_path, monkeypatch):
     def wrong(part, program, file):
         file.write_bytes(b"x")
