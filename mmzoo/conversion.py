@@ -17,6 +17,7 @@ from torch import Tensor
 from mmzoo.config import from_dict, to_dict
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.interchange import meta_model, open_weights, shapes_of
+from mmzoo.paths import find_weights
 from mmzoo.weights.card import model_card
 from mmzoo.weights.convert import Dropped, Outlet, Rest, lay_out, rest_of, told_by
 from mmzoo.weights.io import WeightsDigest, load_strictly, write_json
@@ -82,7 +83,7 @@ def convert(
     Tensors are read and written one at a time and keep their dtype. All files are written, or none.
 
     Args:
-        source: A file or folder in any layout.
+        source: A file or folder in any layout, or one inside an installed package (`pkg:PACKAGE/PATH`).
         target: A folder, which gets the weights under the layout's own file name and the files beside them; or a file
             name ending in `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz`, for the weights alone.
         layout: The target's layout: `"mmzoo"`, `"clip/transformers"`, ...
@@ -119,7 +120,7 @@ def convert_with_report(
         source_layout: As in `convert`.
         dry_run: Read and check everything, write nothing.
     """
-    source, target = Path(source), Path(target)
+    source, target = find_weights(source), Path(target)
     incoming = _incoming(source, model, source_layout)
     plain = to_dict(incoming.config)
     rules: list[Rule] | None = None

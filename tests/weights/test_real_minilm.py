@@ -128,7 +128,7 @@ def test_the_way_back(texts, tmp_path):
 @torch.no_grad()
 def test_the_folder_tells_everything(texts, tmp_path):
     """Pooling, unit length, longest text and dropout stand beside the weights, so no name is needed to convert."""
-    mmzoo.convert(find_weights(WEIGHTS), tmp_path, layout="mmzoo")
+    mmzoo.convert(WEIGHTS, tmp_path, layout="mmzoo")
     model, processor = mmzoo.load(tmp_path)
     assert model.config == mmzoo.get_config("minilm-l6")
     assert torch.equal(model.encode_text(*processor.texts(TEXTS)), _minilm().encode_text(*texts))

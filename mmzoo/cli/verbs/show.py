@@ -41,7 +41,7 @@ def _text(shown: Shown) -> str:
     parts = [(name, f"{count:,}", percent(count / shown.params)) for name, count in shown.parts.items()]
     return "\n".join(
         [
-            f"{shown.name} ({shown.family}): {', '.join(shown.capabilities)}",
+            f"{shown.name} ({shown.family}): {', '.join(shown.capabilities) or 'gives features'}",
             "",
             table(("part", "parameters", "share"), [*parts, ("all", f"{shown.params:,}", "")], right=(1, 2)),
             "",
