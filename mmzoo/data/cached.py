@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from mmzoo.data.reader import Broken, Prepare, Read, Step, mix
+from mmzoo.data.reader import Broken, Prepare, Read, Step, mix, nothing_usable
 from mmzoo.data.sample import Sample, Source
 from mmzoo.errors import ZooError
 
@@ -58,10 +58,7 @@ class CachedReader(Dataset[Read | ZooError]):
             pixels[len(self._samples)] = found[1]
             self._samples.append(sample._replace(image=b""))
         if not self._samples:
-            raise ZooError(
-                f"{source.name}: none of its {len(source)} samples can be used, "
-                f"{self.broken[0].key} for example: {self.broken[0].reason}"
-            )
+            raise ZooError(nothing_usable(source.name, len(source), self.broken))
         self._pixels = pixels[: len(self._samples)]
 
     def __len__(self) -> int:

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmzoo.data.reader import Broken, Read, Step, generator, mix
+from mmzoo.data.reader import Broken, Read, Step, generator, mix, nothing_usable
 from mmzoo.errors import ZooError
 
 __all__ = [
@@ -47,9 +47,11 @@ class BatchOrder:
         size: Samples in the source.
         batch_size: Samples per batch and process.
         shuffle: A new permutation every epoch, or the source's order.
-        drop_last: Leave out what does not fill a batch of every process; other samples the next epoch, since
-            the permutation is another. If not, the last batch is smaller and may differ by one sample between
-            processes, and no sample appears twice.
+        last: What becomes of the samples that do not fill a batch of every process. `"drop"` leaves them out;
+            other ones the next epoch, since the permutation is another. `"share"` makes a smaller batch of
+            them, and leaves them out only where they are fewer than the processes, which would wait in training
+            for one without a batch. `"keep"` leaves out none, so that held-out numbers do not depend on the
+            number of processes: some may have one batch less.
         seed: Root of the permutations.
         rank: This process.
         world: How many processes there are.
@@ -58,7 +60,7 @@ class BatchOrder:
     size: int
     batch_size: int
     shuffle: bool = False
-    drop_last: bool = False
+    last: Literal["drop", "share", "keep"] = "keep"
     seed: int = 0
     rank: int = 0
     world: int = 1
@@ -68,20 +70,31 @@ class BatchOrder:
             raise ZooError(f"batch_size is {self.batch_size}; it must be at least 1.")
         if self.size < 1:
             raise ZooError("there are no samples to read.")
-        if len(self) == 0:
+        if self._used >= self.world:
+            return
+        if self.last == "drop":
             total = self.batch_size * self.world
             raise ZooError(
                 f"{self.size} samples do not fill one batch of {total}"
                 + (f" ({self.batch_size} on each of {self.world} processes)" if self.world > 1 else "")
                 + "; lower batch_size, or set drop_last to false."
             )
+        raise ZooError(f"{self.size} samples leave some of {self.world} processes without any; use fewer.")
+
+    @property
+    def _used(self) -> int:
+        """Samples in an epoch of all processes together."""
+        rest = self.size % (self.batch_size * self.world)
+        out = {"drop": rest > 0, "share": rest < self.world, "keep": False}[self.last]
+        return self.size - rest if out else self.size
+
+    @property
+    def samples(self) -> int:
+        """Samples in an epoch of this process."""
+        return len(range(self.rank, self._used, self.world))
 
     def __len__(self) -> int:
-        total = self.batch_size * self.world
-        # A last batch that cannot give every process a sample is left out: the others would wait for it
-        # forever.
-        rest = 0 if self.drop_last else int(self.size % total >= self.world)
-        return self.size // total + rest
+        return -(-self.samples // self.batch_size)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[Step]:
         """The steps of an epoch for this process, from batch `start` on."""
@@ -89,6 +102,7 @@ class BatchOrder:
             order = torch.randperm(self.size, generator=generator(mix(self.seed, epoch)))
         else:
             order = torch.arange(self.size)
+        order = order[: self._used]
         total = self.batch_size * self.world
         for batch in range(start, len(self)):
             indices = order[batch * total + self.rank : (batch + 1) * total : self.world]
@@ -172,7 +186,7 @@ class ResumableLoader:
         name: str = "data",
     ) -> None:
         self.order = order
-        self.tally = BrokenTally(name, max_broken, min(ENOUGH, len(order) * order.batch_size))
+        self.tally = BrokenTally(name, max_broken, min(ENOUGH, order.samples))
         self._reads = reads
         self._epoch = 0
         self._position = 0
@@ -198,13 +212,17 @@ class ResumableLoader:
         if not self._announced or self._position >= len(self):
             self._epoch, self._position = self._epoch + 1, 0
         self._announced = False
+        nothing = self._position == 0
         for read in self._reads(self._epoch, self._position):
             if isinstance(read, ZooError):
                 raise read
             self._position += 1
             self.tally.add(read.seen, read.broken)
             if read.batch is not None:
+                nothing = False
                 yield read.batch
+        if nothing:
+            raise ZooError(nothing_usable(self.tally.name, self.order.samples, self.tally.first))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, in plain numbers."""

@@ -246,13 +246,15 @@ class PictureData(LightningDataModule, ABC):
         assert self.processor is not None
         train = prepare.train
         overfit = train and bool(getattr(self.trainer, "overfit_batches", 0))  # the same batches every epoch
-        cached = CachedReader(source, prepare, self.processor.transform.spec.size) if self.cache_images else None
+        cached = (
+            CachedReader(source, prepare, self.processor.transform.spec.size) if self.cache_images else None
+        )
         rank, world = self._processes()
         order = BatchOrder(
             len(source) if cached is None else len(cached),
             batch_size,
             shuffle=train and not overfit,
-            drop_last=train and self.drop_last,
+            last="keep" if not train else "drop" if self.drop_last else "share",
             seed=self.seed,
             rank=rank,
             world=world,
@@ -274,7 +276,7 @@ class PictureData(LightningDataModule, ABC):
         assert self.stream is not None
         rank, world = self._processes()
         order = BatchOrder(
-            self.stream.samples, self.batch_size, drop_last=True, seed=self.seed, rank=rank, world=world
+            self.stream.samples, self.batch_size, last="drop", seed=self.seed, rank=rank, world=world
         )
         stream = ShardStream(self.source, prepare, order, pool=self.stream.pool)
         reads = StreamReads(stream, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())

@@ -34,6 +34,7 @@ __all__ = [
     "generator",
     "in_a_row",
     "mix",
+    "nothing_usable",
 ]
 
 ToPixels = Callable[[ImageSource, torch.Generator], Tensor]
@@ -229,5 +230,14 @@ def in_a_row(name: str, broken: Sequence[Broken]) -> str:
     first = broken[0]
     return (
         f"{name}: {len(broken)} broken samples in a row, from {first.key} on ({first.reason.rstrip('.')}); "
+        "is this the right folder, and are its files whole?"
+    )
+
+
+def nothing_usable(name: str, count: int, broken: Sequence[Broken]) -> str:
+    """The sentence for a whole set of broken samples."""
+    first = broken[0]
+    return (
+        f"{name}: none of its {count} samples can be used, {first.key} for example ({first.reason.rstrip('.')}); "
         "is this the right folder, and are its files whole?"
     )

@@ -76,7 +76,7 @@ def make_loader(
     seed=3,
     rank=0,
     world=1,
-    drop_last=None,
+    last=None,
 ):
     """A loader with random crops, a batch-wise noise and random captions; or a plain one."""
     pixels = TrainTransform(SPEC, scale=(0.3, 1.0), flip=True) if train else _Plain(ImageTransform(SPEC))
@@ -86,7 +86,7 @@ def make_loader(
         len(source),
         batch_size,
         shuffle=train,
-        drop_last=train if drop_last is None else drop_last,
+        last=last or ("drop" if train else "keep"),
         seed=seed,
         rank=rank,
         world=world,
@@ -140,10 +140,18 @@ def test_an_epoch_is_a_permutation_and_the_next_is_another():
     assert list(BatchOrder(5, 2).steps(7))[-1].indices == [4]
 
 
+def dealt(size, batch_size, world, last):
+    """The steps of each process, and the same steps of one process with the whole batch."""
+    settings = {"shuffle": True, "seed": 1, "last": last}
+    parts = [
+        list(BatchOrder(size, batch_size, **settings, rank=r, world=world).steps(0)) for r in range(world)
+    ]
+    return parts, list(BatchOrder(size, batch_size * world, **settings).steps(0))
+
+
 @pytest.mark.parametrize("size", [24, 25, 26, 29, 31])
 def test_processes_share_an_epoch_without_doubles(size):
-    whole = list(BatchOrder(size, 8, shuffle=True, seed=1).steps(0))
-    parts = [list(BatchOrder(size, 4, shuffle=True, seed=1, rank=r, world=2).steps(0)) for r in range(2)]
+    parts, whole = dealt(size, 4, 2, "share")
     assert len(parts[0]) == len(parts[1])
     for step, a, b in zip(whole, *parts):
         assert sorted(step.indices) == sorted(a.indices + b.indices)
@@ -152,17 +160,32 @@ def test_processes_share_an_epoch_without_doubles(size):
     left_out = size - sum(len(s.indices) for p in parts for s in p)
     assert left_out == (1 if size % 8 == 1 else 0)  # one sample cannot be shared by two processes
     assert len({s.number for p in parts for s in p}) == sum(map(len, parts))
-    dropped = [
-        list(BatchOrder(size, 4, shuffle=True, drop_last=True, rank=r, world=2).steps(0)) for r in range(2)
-    ]
+    dropped, _ = dealt(size, 4, 2, "drop")
     assert all(len(s.indices) == 4 for p in dropped for s in p)
+    assert len(dropped[0]) == len(dropped[1]) == 3
+
+
+@pytest.mark.parametrize(("size", "world"), [(24, 2), (25, 2), (26, 3), (33, 4), (5, 4), (7, 7)])
+def test_held_out_samples_are_all_judged_by_any_number_of_processes(size, world):
+    parts, whole = dealt(size, 4, world, "keep")
+    assert sorted(i for part in parts for s in part for i in s.indices) == list(range(size))
+    assert all(part and all(s.indices for s in part) for part in parts)
+    for number, step in enumerate(whole):
+        shares = [part[number].indices for part in parts if number < len(part)]
+        assert sorted(step.indices) == sorted(i for share in shares for i in share)
+    for rank, part in enumerate(parts):
+        order = BatchOrder(size, 4, rank=rank, world=world)
+        assert (len(order), order.samples) == (len(part), sum(len(s.indices) for s in part))
 
 
 def test_a_set_smaller_than_a_batch_is_said():
     with pytest.raises(
         ZooError, match=r"7 samples do not fill one batch of 8 \(4 on each of 2 processes\); lower"
     ):
-        BatchOrder(7, 4, drop_last=True, world=2)
+        BatchOrder(7, 4, last="drop", world=2)
+    for rank in range(4):  # on every process, or the others would wait
+        with pytest.raises(ZooError, match="3 samples leave some of 4 processes without any; use fewer"):
+            BatchOrder(3, 4, rank=rank, world=4)
     with pytest.raises(ZooError, match="batch_size is 0"):
         BatchOrder(7, 0)
     with pytest.raises(ZooError, match="no samples"):
@@ -465,14 +488,35 @@ def test_nothing_but_broken_samples(picture, tokens, workers):
         list(loader)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_pass_over_a_small_held_out_set_judges_it(picture, tokens, workers):
+    samples = [Sample(f"k{i}", b"no" if i < 6 else picture(i), ("x",), (i,), (i,)) for i in range(10)]
+    loader = make_loader(Listed(samples), tokens, batch_size=8, train=False, workers=workers)
+    with pytest.raises(ZooError, match=r"^listed: 6 of 10 samples are broken, more than max_broken = 0.01"):
+        list(loader)
+    second = make_loader(Listed(samples), tokens, batch_size=4, train=False, rank=1, world=2)
+    with pytest.raises(ZooError, match=r"^listed: 3 of 5 samples are broken"):
+        list(second)
+
+
+def test_a_held_out_set_that_yields_nothing_is_said(tokens):
+    samples = [Sample(f"k{i}", b"no", ("x",), (i,), (i,)) for i in range(10)]
+    loader = make_loader(Listed(samples), tokens, train=False, max_broken=1.0)
+    with pytest.raises(ZooError, match=r"^listed: none of its 10 samples can be used, k0 for example \("):
+        list(loader)
+
+
 def test_classification_does_not_ask_for_captions(damaged):
     class Labelled(Listed):
         def __getitem__(self, index):
             return damaged[index]._replace(label=0)
 
-    loader = make_loader(Labelled(range(60)), None, batch_size=10, max_broken=0.1)
-    list(loader)
-    assert loader.tally.first == [] or {b.key for b in loader.tally.first} == {"img/010.png", "img/011.png"}
+    loader = make_loader(Labelled(range(60)), None, batch_size=10, train=False, max_broken=0.1)
+    seen = keys(loader)
+    # 50 and 51 are broken only for who needs a caption
+    assert seen == [f"img/{i:03}.png" for i in range(60) if i not in (10, 11)]
+    assert [b.reason for b in loader.tally.first if b.reason == "no caption"] == []
+    assert len(loader.tally.first) == 2
 
 
 def test_cached_leaves_broken_samples_out(damaged, tokens):

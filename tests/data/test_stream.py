@@ -62,7 +62,7 @@ def make_loader(
     collate = CaptionCollate(Tokens(PROCESSOR), with_labels=False)
     finish = Normalise(PROCESSOR.image_spec, BatchAugment(brightness=0.3))
     prepare = Prepare(TrainTransform(PROCESSOR.image_spec), finish, collate, seed=seed, train=True)
-    order = BatchOrder(samples, batch_size, drop_last=True, seed=seed, rank=rank, world=world)
+    order = BatchOrder(samples, batch_size, last="drop", seed=seed, rank=rank, world=world)
     reads = StreamReads(ShardStream(str(pattern), prepare, order, pool=pool), num_workers=workers)
     _OPENED.append(ResumableLoader(order, reads, name="stream", max_broken=max_broken))
     return _OPENED[-1]

@@ -90,7 +90,7 @@ class ToyData(LightningDataModule):
         return ResumableLoader(order, reads)
 
     def train_dataloader(self):
-        return self.loader(shuffle=True, drop_last=True)
+        return self.loader(shuffle=True, last="drop")
 
     def val_dataloader(self):
         return [self.loader()]
