@@ -9,7 +9,7 @@ from mmzoo.errors import UsageError, nearest
 from mmzoo.processing.templates import TEMPLATES
 from mmzoo.spec import TextSpec
 
-__all__ = ["match_classes", "read_labels", "read_lines", "read_templates", "words"]
+__all__ = ["keys_and_names", "match_classes", "read_labels", "read_lines", "read_templates", "words"]
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -39,7 +39,8 @@ def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
         labels: A list of labels; the path of a file; or `"cat,dog"`.
 
     Returns:
-        The labels, stripped, in their order; two or more, no two alike but for case.
+        The labels, stripped, in their order; two or more, no two the same words but for case. Where all hold a
+        tab (see `match_classes`), that goes for each side of it.
 
     Raises:
         UsageError: No such file, an empty label, one that stands twice, or fewer than two.
@@ -54,19 +55,36 @@ def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
         )
     else:
         where, found = "labels", [label.strip() for label in labels.split(",")]
-    seen: dict[str, int] = {}
     for place, label in enumerate(found, 1):
         if not label:
             raise UsageError(f"{where}: entry {place} is empty.")
-        if label.casefold() in seen:
-            raise UsageError(
-                f"{where}: {label!r} stands twice (entries {seen[label.casefold()]} and {place})."
-            )
-        seen[label.casefold()] = place
+    for side in keys_and_names(found):
+        _refuse_twins(side, where)
     if len(found) < 2:
         one = f"only {found[0]!r}" if found else "none"
         raise UsageError(f"{where}: {one} leaves nothing to choose from; give at least two labels.")
     return found
+
+
+def _refuse_twins(labels: Sequence[str], where: str) -> None:
+    """Refuse labels whose prompts would be the same, since nothing could tell them apart."""
+    seen: dict[str, int] = {}
+    for place, label in enumerate(labels):
+        first = seen.setdefault(words(label).casefold(), place)
+        if first != place:
+            other = labels[first].casefold() != label.casefold()
+            raise UsageError(
+                f"{where}: {label!r} stands twice (entries {first + 1} and {place + 1})"
+                + (f", first as {labels[first]!r}." if other else ".")
+            )
+
+
+def keys_and_names(labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What a data set calls each class, and what a prompt does: the sides of a tab where all labels have one."""
+    if not all("\t" in label for label in labels):
+        return list(labels), list(labels)
+    pairs = [label.split("\t", 1) for label in labels]
+    return [key.strip() for key, _ in pairs], [name.strip() for _, name in pairs]
 
 
 def words(label: str) -> str:
@@ -91,12 +109,8 @@ def match_classes(labels: Sequence[str], classes: Sequence[str], where: str) -> 
     Raises:
         UsageError: A class has no label.
     """
-    pairs = [label.partition("\t") for label in labels]
-    renamed = all(tab for _, tab, _ in pairs)
-    names = [(name if renamed else label).strip() for label, (_, _, name) in zip(labels, pairs, strict=True)]
-    keys = [
-        words(old if renamed else name).casefold() for name, (old, _, _) in zip(names, pairs, strict=True)
-    ]
+    written, names = keys_and_names(labels)
+    keys = [words(key).casefold() for key in written]
     place = {key: index for index, key in enumerate(keys)}
     lost = [name for name in classes if words(name).casefold() not in place]
     if lost:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmzoo.apps.labels import match_classes, read_labels, read_templates, words
+from mmzoo.apps.labels import keys_and_names, match_classes, read_labels, read_templates, words
 from mmzoo.apps.opening import ModelLike, Opened, Progress, finite, open_model, require
 from mmzoo.apps.pictures import Files, Loaded, find_pictures, read_batches
 from mmzoo.apps.report.gallery import ClassRow, Guess, Number, Pair, page_path, write
@@ -189,7 +189,7 @@ def _task(
             raise UsageError(
                 "pictures need --labels: words between commas, or a file with one label per line."
             )
-        return Files(find_pictures(images)), given, None
+        return Files(find_pictures(images)), keys_and_names(given)[1], None
     if images:
         raise UsageError("give pictures or --data, not both.")
     source = open_source(data, split=split, by=by)
@@ -197,7 +197,7 @@ def _task(
     if classes is None:
         if given is None:
             raise UsageError(f"{source.name} has no classes; name some with --labels.")
-        return source, given, None
+        return source, keys_and_names(given)[1], None
     if given is not None:
         names, label_of = match_classes(given, classes, source.name)
         return source, names, label_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmzoo.apps.labels import match_classes, read_labels, read_templates, words
+from mmzoo.apps.labels import keys_and_names, match_classes, read_labels, read_templates, words
 from mmzoo.errors import UsageError
 from mmzoo.processing.templates import TEMPLATES
 from mmzoo.spec import TextSpec
@@ -35,6 +35,10 @@ def test_labels_between_commas_in_a_list_and_in_a_file(tmp_path):
         ("cat,,dog", "labels: entry 2 is empty."),
         ("", "labels: entry 1 is empty."),
         ("cat,dog,Cat", "labels: 'Cat' stands twice (entries 1 and 3)."),
+        (
+            "golden_retriever,golden retriever,cat",  # one prompt
+            "labels: 'golden retriever' stands twice (entries 1 and 2), first as 'golden_retriever'.",
+        ),
         ("no/such/file", "no file no/such/file to read labels from; labels themselves go between commas"),
         ("names.txt", "no file names.txt"),
         (Path("gone.txt"), "no file gone.txt."),
@@ -53,6 +57,11 @@ def test_labels_that_cannot_be_meant(labels, sentence):
         (" \n\n", "is empty; expected one entry per line."),
         ("cat\n", "only 'cat' leaves nothing to choose from"),
         ("cat\ndog\ncat\n", "'cat' stands twice (entries 1 and 3)."),
+        ("n01\tcat\nn01\tdog\n", "'n01' stands twice (entries 1 and 2)."),
+        (
+            "n01\tred_crane\nn02\tred crane\n",
+            "'red crane' stands twice (entries 1 and 2), first as 'red_crane'.",
+        ),
     ],
 )
 def test_label_files_that_cannot_be_meant(tmp_path, text, sentence):
@@ -87,6 +96,11 @@ def test_classes_can_be_renamed():
     names, places = match_classes(["n02\tgolden retriever", "n01\ttench"], ["n01", "n02"], "imagenet")
     assert names == ["golden retriever", "tench"]
     assert places == [1, 0]
+    assert keys_and_names(["n02\tgolden retriever", "n01\t tench "]) == (
+        ["n02", "n01"],
+        ["golden retriever", "tench"],
+    )
+    assert keys_and_names(["a\tb", "c"]) == (["a\tb", "c"],) * 2
 
 
 def test_a_class_without_a_label_is_named():

@@ -80,6 +80,14 @@ def test_labels_may_rename_classes_and_add_others(colours, photos, tmp_path):
     names.write_text("n1\tred\nn2\tgreen\nn3\tblue\n")
     renamed = zeroshot(colours, data=photos, labels=names, templates="plain")
     assert numbers(renamed)["top-1 accuracy"] == (6 / 7, 1 / 3)
+    alone = zeroshot(colours, [photos / "n1" / "2.png"], labels=names, templates="plain")
+    assert alone.labels == ["red", "green", "blue"]
+    assert (
+        alone.predictions[0].guesses
+        == zeroshot(colours, [photos / "n1" / "2.png"], labels="red,green,blue", templates="plain")
+        .predictions[0]
+        .guesses
+    )
     with pytest.raises(UsageError, match="no label for the class 'n1', 'n2', 'n3' of"):
         zeroshot(colours, data=photos, labels="red,green", templates="plain")
 
