@@ -90,7 +90,7 @@ class LitCLIP(LitBase):
         gather: Literal["auto", "none", "global", "local"] = "auto",
         accumulate: int = 1,
         cache_features: bool = False,
-        templates: str = "simple",
+        templates: str = "general",
         # a lambda over constants is what jsonargparse can read and write to config.yaml
         optimizer: OptimizerCallable = lambda params: CLIPAdamW(params),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen

@@ -1,7 +1,8 @@
 """Prompt templates: sentences with a `{}` where the name of a class goes.
 
-The 80 ImageNet templates and the 1,000 class names of CLIP are read out of the installed open_clip package,
-so that there is one source for them. Only that one file is executed: importing open_clip whole costs seconds.
+CLIP's templates for ImageNet, all 80 and the few picked from them, and its 1,000 class names are read out of the
+installed open_clip package, so that there is one source for them. Only that one file is executed: importing
+open_clip whole costs seconds.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from mmzoo.errors import UsageError, ZooError, nearest
 
 __all__ = ["TEMPLATES", "expand", "imagenet_names", "open_clip_file"]
 
+_OF_OPEN_CLIP = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+
 _OWN: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
     "article": ("a {}",),
-    "simple": (
+    "general": (
         "a photo of a {}.",
         "a photo of the {}.",
         "a close photo of a {}.",
@@ -69,11 +72,11 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 class _Templates(Mapping[str, tuple[str, ...]]):
-    """Named sets of templates; `"imagenet"` is read from open_clip when it is first asked for."""
+    """Named sets of templates; those of open_clip are read from it when they are first asked for."""
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
-        if name == "imagenet":
-            return tuple(template("{}") for template in _metadata().OPENAI_IMAGENET_TEMPLATES)
+        if name in _OF_OPEN_CLIP:
+            return tuple(template("{}") for template in getattr(_metadata(), _OF_OPEN_CLIP[name]))
         if name not in _OWN:
             raise UsageError(
                 f"no templates named {name!r}.{nearest(name, self)} There are {', '.join(self)}."
@@ -81,17 +84,18 @@ class _Templates(Mapping[str, tuple[str, ...]]):
         return _OWN[name]
 
     def __contains__(self, name: object) -> bool:
-        return name == "imagenet" or name in _OWN
+        return name in _OF_OPEN_CLIP or name in _OWN
 
     def __iter__(self) -> Iterator[str]:
-        return iter(("imagenet", *_OWN))
+        return iter((*_OF_OPEN_CLIP, *_OWN))
 
     def __len__(self) -> int:
-        return len(_OWN) + 1
+        return len(_OF_OPEN_CLIP) + len(_OWN)
 
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = _Templates()
-"""`"imagenet"` (CLIP's 80), `"simple"` (7 general), `"drawing"`, `"emoji"`, `"article"`, `"plain"` (only the name)."""
+"""`"imagenet"` (CLIP's 80), `"simple"` (7 that CLIP's authors picked from them), `"general"` (7 of mmzoo's own),
+`"drawing"`, `"emoji"`, `"article"`, `"plain"` (only the name)."""
 
 
 def expand(names: Sequence[str], templates: Iterable[str]) -> list[str]:

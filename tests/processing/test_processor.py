@@ -117,11 +117,13 @@ def test_damaged_processor_files(change, message):
 
 
 def test_imagenet_templates_and_names_are_those_of_open_clip():
-    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
     ours = expand(["cat"], TEMPLATES["imagenet"])
     assert ours == [template("cat") for template in OPENAI_IMAGENET_TEMPLATES]
     assert len(ours) == 80
+    assert TEMPLATES["simple"] == tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)
+    assert set(TEMPLATES["simple"]) < set(TEMPLATES["imagenet"])
     assert imagenet_names() == tuple(IMAGENET_CLASSNAMES)
 
 
@@ -130,7 +132,7 @@ def test_names_come_before_templates():
 
 
 def test_every_set_can_be_expanded():
-    assert {"imagenet", "simple", "plain", "article", "drawing", "emoji"} <= set(TEMPLATES)
+    assert {"imagenet", "simple", "general", "plain", "article", "drawing", "emoji"} <= set(TEMPLATES)
     for name in TEMPLATES:
         assert name in TEMPLATES
         assert all("cat" in sentence for sentence in expand(["cat"], TEMPLATES[name]))
