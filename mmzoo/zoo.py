@@ -115,7 +115,7 @@ MODELS: dict[str, Entry] = {
     "clip-vit-l14-laion": Entry("clip", 427_616_513, 224),
     "clip-vit-h14-laion": Entry("clip", 986_109_441, 224),
     "clip-vit-g14-laion": Entry("clip", 1_366_678_273, 224),
-    "clip-tiny": Entry("clip", 892_033, 48),
+    "clip-tiny": Entry("clip", 1_161_601, 24),
     "bert-base": Entry("text", 108_891_648, None),
     "minilm-l6": Entry("text", 22_565_376, None),
     "smollm2-135m": Entry("text", 134_515_008, None),

@@ -36,7 +36,9 @@ every = pytest.mark.parametrize("record", CATALOG, ids=lambda record: record.nam
 def test_names_are_unique_and_cover_the_contract():
     assert len({record.name for record in CATALOG}) == len(CATALOG)
     assert {record.model for record in CATALOG} == NAMES - NEVER_PUBLISHED
-    assert {model for model in MODELS if "tiny" not in model} <= NAMES
+    # towers that are started from files of ordinary packages (docs/real-weights.md), not from a hub
+    carried = {"bert-base", "minilm-l6", "smollm2-135m", "vit-s14-imgfocus"}
+    assert {model for model in MODELS if "tiny" not in model} <= NAMES | carried
 
 
 @every
