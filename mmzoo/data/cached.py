@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from mmzoo.data.reader import Broken, Prepare, Read, Step, mix, nothing_usable
+from mmzoo.data.reader import Broken, Prepare, Read, Step, nothing_usable
 from mmzoo.data.sample import Sample, Source
 from mmzoo.errors import ZooError
+from mmzoo.seeds import mix
 
 __all__ = ["CachedReader"]
 

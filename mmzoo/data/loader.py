@@ -16,8 +16,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmzoo.data.reader import Broken, Read, Step, generator, mix, nothing_usable
+from mmzoo.data.reader import Broken, Read, Step, generator, nothing_usable
 from mmzoo.errors import ZooError
+from mmzoo.seeds import mix
 
 __all__ = [
     "BatchOrder",

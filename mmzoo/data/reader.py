@@ -19,6 +19,7 @@ from mmzoo.data.sample import Sample, Source
 from mmzoo.errors import ZooError
 from mmzoo.processing.augment import BatchAugment
 from mmzoo.processing.image import BadImage, ImageSource, ImageTransform, normalize
+from mmzoo.seeds import mix
 from mmzoo.spec import ImageSpec
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
     "Whole",
     "generator",
     "in_a_row",
-    "mix",
     "nothing_usable",
 ]
 
@@ -44,7 +44,6 @@ Finish = Callable[[Tensor, torch.Generator], Tensor]
 """Makes (B, 3, H, W) uint8 a model's input; in training it may augment the whole batch at once."""
 
 TRIES = 100  # so many broken samples in a row mean a broken set, whatever share is allowed
-_MASK = 2**64 - 1
 
 
 class Step(NamedTuple):
@@ -80,20 +79,6 @@ class Read(NamedTuple):
     batch: Any
     seen: int
     broken: list[Broken]
-
-
-def mix(*numbers: int) -> int:
-    """Derive a 63-bit seed from integers; near inputs give unrelated seeds (the splitmix64 finaliser).
-
-    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
-    """
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state >> 1
 
 
 def generator(seed: int) -> torch.Generator:

@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 from mmzoo.errors import UsageError, ZooError, nearest
 from mmzoo.lit.ema import Ema
 from mmzoo.lit.optim import build_optimizer, clip_gradients, warmup_cosine
+from mmzoo.seeds import mix
 from mmzoo.zoo import FAMILIES, MODELS, create_model, create_processor, family_of
 
 if TYPE_CHECKING:
     from mmzoo.processing.processor import Processor
 
-__all__ = ["LitBase", "Recipe", "build_model", "step_seed"]
+__all__ = ["LitBase", "Recipe", "build_model"]
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,6 @@ def build_model(family: str, model: Any, pretrained: str | None) -> nn.Module:
     if model in MODELS and model not in known:
         raise UsageError(f"{model} is a {MODELS[model].family} model; here {', '.join(known)} fit.")
     return create_model(model, pretrained=pretrained)
-
-
-def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
-    """A well-mixed 64-bit seed for one training step (the finaliser of splitmix64 after each number)."""
-    mask, state = (1 << 64) - 1, 0
-    for number in (seed, epoch, batch, rank):
-        state = (state + number + 0x9E3779B97F4A7C15) & mask
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-        state ^= state >> 31
-    return state
 
 
 class LitBase(LightningModule):
@@ -137,7 +127,7 @@ class LitBase(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this step."""
-        torch.manual_seed(step_seed(self._seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(mix(self._seed, self.current_epoch, batch_idx, self.global_rank))
 
     # -- optimizing ---------------------------------------------------------------------------------------------
 

@@ -15,12 +15,13 @@ from PIL import Image
 from mmzoo.data.cached import CachedReader
 from mmzoo.data.collate import CaptionCollate, ClassCollate, Tokens
 from mmzoo.data.loader import BatchOrder, BrokenTally, MapReads, ResumableLoader
-from mmzoo.data.reader import BatchReader, Broken, Prepare, mix
+from mmzoo.data.reader import BatchReader, Broken, Prepare
 from mmzoo.data.sample import Sample
 from mmzoo.data.sources.jsonl import JsonlSource
 from mmzoo.errors import ZooError
 from mmzoo.processing.image import ImageTransform, TrainTransform, normalize
 from mmzoo.processing.processor import Processor
+from mmzoo.seeds import mix
 from mmzoo.spec import ImageSpec, TextSpec
 
 SPEC = ImageSpec(size=16)

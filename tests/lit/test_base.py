@@ -10,7 +10,6 @@ from torch.optim import SGD, AdamW
 
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit import Checkpoints, LitCLIP, LitViT, Recipe
-from mmzoo.lit.base import step_seed
 
 
 class Watch(Callback):
@@ -235,13 +234,6 @@ def test_frozen_weights_from_a_file_stay_out_of_checkpoints(toys, tmp_path):
     trainer.fit(again, datamodule=toys.data(), ckpt_path=path)
     assert trainer.global_step == 4
     assert torch.equal(again.model.text.embed.tok.weight, source.model.text.embed.tok.weight)
-
-
-def test_step_seeds_differ_in_every_argument():
-    seeds = {step_seed(s, e, b, r) for s in range(3) for e in range(3) for b in range(3) for r in range(3)}
-    assert len(seeds) == 81
-    assert step_seed(0, 1, 0, 0) != step_seed(1, 0, 0, 0)
-    assert all(0 <= seed < 2**64 for seed in seeds)
 
 
 def test_another_family_is_refused():

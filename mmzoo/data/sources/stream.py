@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mmzoo.data.collate import Drawn
 from mmzoo.data.loader import BatchOrder, batch_loader, stop_workers
-from mmzoo.data.reader import Broken, Prepare, Read, in_a_row, mix
+from mmzoo.data.reader import Broken, Prepare, Read, in_a_row
 from mmzoo.data.sample import Sample
 from mmzoo.data.sources.common import stable_id
 from mmzoo.data.sources.shards import (
@@ -28,6 +28,7 @@ from mmzoo.data.sources.shards import (
     parse_text,
 )
 from mmzoo.errors import ZooError
+from mmzoo.seeds import mix
 
 __all__ = ["ShardStream", "StreamReads"]
 
