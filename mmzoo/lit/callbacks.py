@@ -96,6 +96,16 @@ class RunReport(Callback):
             self.logger.resume(trainer.global_step)
 
     @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a step's row now. Lightning does it after the checkpoint, and a kill in between would lose it."""
+        step = trainer.global_step
+        if step and step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            row = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("train/")}
+            self.logger.log_metrics(row, step - 1)
+
+    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known so far."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

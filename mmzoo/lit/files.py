@@ -59,9 +59,12 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row; `step` counts from 0, the file from 1."""
+        """Append a row; `step` counts from 0, the file from 1. What the last row says already is not said again."""
         row: Row = {"step": (step or 0) + 1, "seconds": round(time.monotonic() - self._start, 3)}
         row |= {name: float(f"{float(value):.6g}") for name, value in metrics.items() if name != "epoch"}
+        last = self.rows[-1] if self.rows else {}
+        if row["step"] == last.get("step") and row.keys() <= last.keys():
+            return
         self.rows.append(row)
         new = [name for name in row if name not in self._columns]
         if new:  # a column that was not there before: the header must change, so write all rows again
