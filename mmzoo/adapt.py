@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmzoo.errors import UsageError, ZooError, nearest
-from mmzoo.models.capabilities import Classifies, EmbedsPairs
+from mmzoo.models.capabilities import EmbedsPairs, GivesFeatures
 
 if TYPE_CHECKING:
     from mmzoo.processing.processor import Texts
@@ -99,7 +99,7 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
     """Give a classifier a new head of another size, in place: zeros, as Google starts a ViT's fine-tuning.
 
     Args:
-        model: A model that `Classifies`.
+        model: A model that `Classifies`, or would with a head.
         classes: Size of the new head; 0 takes the head away, and the model gives pooled features.
 
     Returns:
@@ -110,7 +110,7 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
         UsageError: The number is negative.
     """
     config: Any = getattr(model, "config", None)
-    if not isinstance(model, Classifies) or not hasattr(config, "classes"):
+    if not isinstance(model, GivesFeatures) or not hasattr(config, "classes"):
         raise ZooError(
             f"a {type(model).__name__} has no head of classes; replace_head is for models that classify."
         )
@@ -121,8 +121,9 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
     width = getattr(config, "representation", None) or holder.vision.width
     holder.config = dataclasses.replace(config, classes=classes)
     if hasattr(model, "head"):
-        del holder.head
+        del holder.head, holder.classes
     if classes:
+        holder.classes = classes
         head = nn.Linear(width, classes, device=like.device, dtype=like.dtype)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -255,7 +256,7 @@ def quantize_int8(
     """Store the linear layers' weights as int8 with a scale per output, if the embeddings stay what they were.
 
     Args:
-        model: A model that `EmbedsPairs` or `Classifies`; it stays as it is.
+        model: A model that `EmbedsPairs` or `GivesFeatures`; it stays as it is.
         images: (B, 3, H, W), real ones, as the processor gives them.
         texts: Texts to compare as well, as the processor gives them.
         parts: Parts to quantize; those that the model lacks are left out if they are the default ones.
@@ -302,7 +303,7 @@ def quantize_int8(
 def _embeddings(model: nn.Module, images: Tensor, texts: Texts | None) -> list[Tensor]:
     if isinstance(model, EmbedsPairs):
         return [model.encode_image(images), *([] if texts is None else [model.encode_text(*texts)])]
-    if isinstance(model, Classifies):
+    if isinstance(model, GivesFeatures):
         return [model.features(images)[1]]
     raise ZooError(f"a {type(model).__name__} gives no embeddings by which to judge int8.")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmzoo.config import from_dict, to_dict
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.interchange import meta_model, open_weights, shapes_of
+from mmzoo.models.capabilities import capabilities_of
 from mmzoo.paths import find_weights
 from mmzoo.weights.card import model_card
 from mmzoo.weights.convert import Dropped, Outlet, Rest, lay_out, rest_of, told_by
@@ -316,7 +317,7 @@ def _card(incoming: _Incoming, name: str, ledger: _Ledger) -> str:
         name,
         family=incoming.family,
         parameters=ledger.parameters,
-        capabilities=family.capabilities,
+        capabilities=capabilities_of(meta_model(family, incoming.config)),
         preprocessing=to_dict(getattr(incoming.config, "image", None) or incoming.config.text_input),
         weights_sha256=ledger.digest.hex(),
         origin=f"Converted from a file of the layout `{incoming.layout}`.",

@@ -42,7 +42,7 @@ class Family(NamedTuple):
         module: The module that holds `VARIANTS`, the config class and the model class.
         model: Name of the model class.
         config: Name of the config class.
-        capabilities: Names from `mmzoo.models.capabilities.CAPABILITIES`, held to the truth by a test.
+        capabilities: Names from `mmzoo.models.capabilities.CAPABILITIES`.
         paper: What to cite.
     """
 
@@ -54,14 +54,24 @@ class Family(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A name in the zoo: its family, number of parameters and image side in pixels, held to the truth by a test.
+    """A name in the zoo, all of it held to the truth by a test.
 
-    A model that reads no images has no image side.
+    Attributes:
+        family: Its family.
+        params: Its number of parameters.
+        image_size: Side of its images in pixels; None if it reads none.
+        only: Its capabilities where they are not all of its family's.
     """
 
     family: str
     params: int
     image_size: int | None
+    only: tuple[str, ...] | None = None
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the model can do, names from `mmzoo.models.capabilities.CAPABILITIES`."""
+        return FAMILIES[self.family].capabilities if self.only is None else self.only
 
 
 FAMILIES: dict[str, Family] = {
@@ -104,7 +114,7 @@ MODELS: dict[str, Entry] = {
     "vit-b32-384": Entry("vit", 88_297_192, 384),
     "vit-l16-384": Entry("vit", 304_715_752, 384),
     "vit-l32-384": Entry("vit", 306_632_680, 384),
-    "vit-s14-imgfocus": Entry("vit", 21_628_800, 224),
+    "vit-s14-imgfocus": Entry("vit", 21_628_800, 224, only=()),
     "vit-tiny": Entry("vit", 358_373, 48),
     "clip-vit-b32": Entry("clip", 151_277_313, 224),
     "clip-vit-b16": Entry("clip", 149_620_737, 224),

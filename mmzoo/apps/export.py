@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmzoo.apps.opening import ModelLike, Opened, open_model
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.models.capabilities import capabilities_of
+from mmzoo.models.capabilities import GivesFeatures, capabilities_of
 from mmzoo.weights.io import write_json
 from mmzoo.weights.write import staged
 
@@ -190,16 +190,15 @@ def _parts(opened: Opened) -> list[_Part]:
                 None if fixed else model.config.text_input.context,
             )
         )
-    elif "classifies" in able:
+    elif isinstance(opened.model, GivesFeatures):
+        name, output = ("classifier", "logits") if "classifies" in able else ("image", "features")
         parts.append(
-            _Part(
-                "classifier", _Images(model, "forward"), "logits", ("images",), (batch,), images(3), checked
-            )
+            _Part(name, _Images(model, "forward"), output, ("images",), (batch,), images(3), checked)
         )
     if not parts:
         can = " and ".join(able) or "does nothing of the kind"
         raise ZooError(
-            f"{opened.name} has no encoder to export: it neither embeds pairs nor classifies (it {can})."
+            f"{opened.name} has no encoder to export: it neither embeds pairs nor gives features of images (it {can})."
         )
     return parts
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mmzoo.errors import UsageError, nearest
 from mmzoo.weights.catalog import CATALOG
-from mmzoo.zoo import FAMILIES, MODELS
+from mmzoo.zoo import MODELS
 
 __all__ = ["Model", "list_models", "origin"]
 
@@ -81,9 +81,17 @@ def list_models(pattern: str = "*") -> list[Model]:
     models = []
     for name, entry in sorted(MODELS.items()):
         who, licence = origin(name)
-        able = FAMILIES[entry.family].capabilities
         models.append(
-            Model(name, entry.params, entry.image_size, able, entry.family, who, tags.get(name, ()), licence)
+            Model(
+                name,
+                entry.params,
+                entry.image_size,
+                entry.capabilities,
+                entry.family,
+                who,
+                tags.get(name, ()),
+                licence,
+            )
         )
     if any(char in pattern for char in "*?["):
         found = [model for model in models if fnmatch.fnmatchcase(model.name, pattern)]

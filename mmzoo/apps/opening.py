@@ -98,7 +98,7 @@ def require(opened: Opened, capability: str, what: str) -> None:
         return
     can = " and ".join(capabilities_of(opened.model)) or "gives features only"
     others = sorted(
-        (name for name, entry in zoo.MODELS.items() if capability in zoo.FAMILIES[entry.family].capabilities),
+        (name for name, entry in zoo.MODELS.items() if capability in entry.capabilities),
         key=lambda name: zoo.MODELS[name].params,
     )
     some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")

@@ -84,7 +84,7 @@ def show(name: str) -> Shown:
     return Shown(
         name=name,
         family=entry.family,
-        capabilities=family.capabilities,
+        capabilities=entry.capabilities,
         params=sum(parts.values()),
         parts=parts,
         config=to_dict(config),

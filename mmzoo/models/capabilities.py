@@ -5,7 +5,7 @@ Shapes: B images, T texts, L tokens, E embedding width, N image tokens, D width,
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ __all__ = [
     "AnswersQuestions",
     "Classifies",
     "EmbedsPairs",
+    "GivesFeatures",
     "RanksAnswers",
     "ScoresPairs",
     "SharesImages",
@@ -24,12 +25,8 @@ __all__ = [
 
 
 @runtime_checkable
-class Classifies(Protocol):
-    """Assigns an image to one of a closed list of classes."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, C)."""
-        ...
+class GivesFeatures(Protocol):
+    """Describes an image by vectors; without a head, that is all."""
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) to tokens (B, N, D) and one pooled vector per image (B, D)."""
@@ -37,10 +34,22 @@ class Classifies(Protocol):
 
 
 @runtime_checkable
+class Classifies(GivesFeatures, Protocol):
+    """Assigns an image to one of a closed list of classes."""
+
+    classes: int  # C; a model whose head was left out or taken away has no such attribute
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, C)."""
+        ...
+
+
+@runtime_checkable
 class EmbedsPairs(Protocol):
     """Embeds images and texts in one space, where the cosine says how well they fit."""
 
-    logit_scale: Tensor  # the learned log-scale
+    if TYPE_CHECKING:  # from Python 3.12 on, isinstance() does not find a module's parameters
+        logit_scale: Tensor  # the learned log-scale
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to unit vectors (B, E); BLIP-2: one per query, (B, 32, E)."""

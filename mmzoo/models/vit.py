@@ -83,7 +83,7 @@ VARIANTS: dict[str, ViTConfig] = {
 
 
 class ViT(nn.Module):
-    """An image classifier. Capability: `Classifies`."""
+    """An image classifier. Capability: `Classifies`; without a head only `GivesFeatures`."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -94,6 +94,7 @@ class ViT(nn.Module):
             self.representation = nn.Linear(width, config.representation)
             width = config.representation
         if config.classes:
+            self.classes = config.classes
             self.head = nn.Linear(width, config.classes)
             if self.head.weight.device.type != "meta":
                 nn.init.zeros_(self.head.weight)  # Google starts the head at zero

@@ -10,6 +10,7 @@ import torch
 from hand_copy import shake
 
 import mmzoo
+from mmzoo.adapt import replace_head
 from mmzoo.apps import export as module
 from mmzoo.apps.export import export
 from mmzoo.cli.main import main
@@ -120,6 +121,16 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "out" / "classifier.pt2").stat().st_size > 1e6
     assert main(["export", "vit-tinny", str(tmp_path / "x")]) == 2
     assert "Did you mean vit-tiny" in capsys.readouterr().err
+
+
+def test_a_model_without_a_head_gives_its_features(tmp_path):
+    model = shake(replace_head(mmzoo.create_model("vit-tiny"), 0))
+    mmzoo.save(model, tmp_path / "m")
+    done = export(tmp_path / "m", tmp_path / "out", formats=["torch"])
+    assert [(f.part, f.output) for f in done.files] == [("image", "features")]
+    images = torch.randn(2, 3, 48, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(runner(done, "image", "torch")(images), model.features(images)[1], rtol=0, atol=1e-5)
 
 
 def test_refusals(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from mmzoo.apps.show import show
 from mmzoo.config import from_dict
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.weights.catalog import find, tags
-from mmzoo.zoo import FAMILIES, MODELS
+from mmzoo.zoo import MODELS
 
 
 def test_open_by_name_is_random_and_says_so():
@@ -63,7 +63,7 @@ def test_list_is_the_registry_sorted():
     for model in models:
         entry = MODELS[model.name]
         assert (model.params, model.image_size) == (entry.params, entry.image_size)
-        assert model.capabilities == FAMILIES[entry.family].capabilities
+        assert model.capabilities == entry.capabilities
         assert model.family == entry.family
         assert model.tags == tuple(tags(model.name))
         assert model.licence
@@ -85,6 +85,8 @@ def test_list_by_pattern_word_and_tag(pattern, names):
 
 def test_list_by_capability_and_origin():
     assert {model.name.split("-")[0] for model in list_models("classifies")} == {"vit"}
+    assert "vit-s14-imgfocus" not in {model.name for model in list_models("classifies")}  # it has no head
+    assert show("vit-s14-imgfocus").capabilities == ()
     assert {model.name for model in list_models("openai")} == {
         f"clip-vit-{s}" for s in ("b16", "b32", "l14", "l14-336")
     }

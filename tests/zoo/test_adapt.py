@@ -102,8 +102,10 @@ def test_another_head_keeps_the_rest_and_is_saved(vit, tmp_path):
     assert vit.head.weight.dtype == torch.float64
     assert vit.head.training
     replace_head(vit.float().eval(), 0)
+    assert capabilities_of(vit) == ()
     assert torch.equal(vit(images), vit.features(images)[1])
     assert replace_head(vit, 2)(images).shape == (3, 2)
+    assert capabilities_of(vit) == ("classifies",)
 
 
 def test_a_head_of_another_size_is_refused_with_the_way(vit, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import mmzoo
 from mmzoo.config import from_dict, to_dict
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.models.capabilities import CAPABILITIES, capabilities_of
+from mmzoo.models.capabilities import CAPABILITIES, Classifies, GivesFeatures, capabilities_of
 from mmzoo.spec import TextSpec
 from mmzoo.weights.io import read_tensors, weights_hash, write_tensors
 from mmzoo.zoo import FAMILIES, MODELS, family_of
@@ -53,10 +54,35 @@ def test_table_tells_the_truth(name):
     image = getattr(mmzoo.get_config(name), "image", None)
     assert (image and image.size) == entry.image_size
     assert family_of(model) == family_of(model.config) == entry.family
-    assert capabilities_of(model) == FAMILIES[entry.family].capabilities
+    assert capabilities_of(model) == entry.capabilities
     assert not model.training
     if name in PUBLISHED:
         assert round(entry.params / 1e6, 2) == PUBLISHED[name]
+
+
+def test_a_classifier_without_a_head_gives_features_only(tmp_path):
+    config = dataclasses.replace(mmzoo.get_config("vit-tiny"), classes=0)
+    model = mmzoo.create_model("vit-tiny", config=config)
+    assert capabilities_of(model) == ()
+    assert not isinstance(model, Classifies)
+    assert isinstance(model, GivesFeatures)
+    mmzoo.save(model, tmp_path / "own")
+    mmzoo.convert(tmp_path / "own", tmp_path / "again", layout="mmzoo")
+    for folder in ("own", "again"):
+        assert "It gives features." in (tmp_path / folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_protocols_ask_only_for_what_every_python_finds(name):
+    """From Python 3.12 on, isinstance() looks into classes and `__dict__` only, not for parameters and submodules."""
+    model = mmzoo.create_model(name)
+    for able in capabilities_of(model):
+        protocol = CAPABILITIES[able]
+        members = {m for p in protocol.__mro__ for m in (*vars(p), *vars(p).get("__annotations__", ()))}
+        members = {m for m in members if not m.startswith("_")}
+        assert members
+        for member in members:
+            inspect.getattr_static(model, member)
 
 
 @pytest.mark.parametrize("name", mmzoo.list_models())

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
             m.name,
             size(m.params),
             f"{m.image_size} px" if m.image_size else "",
-            ", ".join(m.capabilities),
+            ", ".join(m.capabilities) or "gives features",
             _some(m.tags),
             m.licence,
         )
