@@ -1,4 +1,4 @@
-"""How results look in a terminal: JSON, aligned tables, shares in percent, and progress where somebody watches."""
+"""How results look in a terminal: JSON, aligned tables, and progress where somebody watches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["percent", "plain", "print_json", "progress_bar", "say", "say_broken", "size", "table"]
+__all__ = ["plain", "print_json", "progress_bar", "say", "say_broken", "size", "table"]
 
 
 def plain(value: Any) -> Any:
@@ -47,13 +47,6 @@ def say_broken(broken: Sequence[tuple[str, str]], count: int = 10) -> None:
         say(f"  {key}: {reason}")
     if len(broken) > count:
         say(f"  and {len(broken) - count} more")
-
-
-def percent(share: float | None, digits: int | None = None) -> str:
-    """A share from 0 to 1 as `"12.3 %"`, below one percent `"0.13 %"`; `"-"` where there is none."""
-    if share is None:
-        return "-"
-    return f"{100 * share:.{(2 if 0 < share < 0.01 else 1) if digits is None else digits}f} %"
 
 
 def size(count: int) -> str:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from mmzoo.cli.render import percent, plain, print_json, progress_bar, say_broken, size, table
+from mmzoo.apps.report.shares import percent
+from mmzoo.cli.render import plain, print_json, progress_bar, say_broken, size, table
 
 
 class Point(NamedTuple):
@@ -55,6 +56,7 @@ def test_table_aligns():
 
 def test_percent():
     assert percent(0.12345) == "12.3 %"
+    assert (percent(0.00126), percent(0.0), percent(0.126, 0)) == ("0.13 %", "0.0 %", "13 %")
     assert percent(None) == "-"
 
 

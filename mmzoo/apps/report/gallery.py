@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmzoo.apps.report.shares import percent
 from mmzoo.errors import UsageError
 from mmzoo.files import atomic_path
 
@@ -152,12 +153,6 @@ def _asset(name: str) -> str:
     return (resources.files("mmzoo.apps.report") / name).read_text(encoding="utf-8")
 
 
-def _percent(share: float | None, digits: int | None = None) -> str:
-    if share is None:
-        return "–"
-    return f"{100 * share:.{(2 if 0 < share < 0.01 else 1) if digits is None else digits}f} %"
-
-
 def render(gallery: Gallery) -> str:
     """Turn a gallery into one HTML page.
 
@@ -172,7 +167,7 @@ def render(gallery: Gallery) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
     script = _asset("gallery.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values: dict[str, Any] = {

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmzoo.apps.report.shares import percent
 from mmzoo.apps.show import Shown, show
 from mmzoo.cli.parser import Parser
-from mmzoo.cli.render import percent, plain, print_json, table
+from mmzoo.cli.render import plain, print_json, table
 from mmzoo.zoo import get_config
 
 __all__ = ["main"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mmzoo.apps.report.shares import percent
 from mmzoo.cli.parser import Parser, add_model_options, positive
-from mmzoo.cli.render import percent, print_json, progress_bar, say, say_broken, table
+from mmzoo.cli.render import print_json, progress_bar, say, say_broken, table
 
 if TYPE_CHECKING:
     from mmzoo.apps.zeroshot import ZeroShot
