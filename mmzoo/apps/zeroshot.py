@@ -22,6 +22,7 @@ from mmzoo.errors import UsageError
 from mmzoo.metrics.classification import Classification, Report
 from mmzoo.metrics.retrieval import recall
 from mmzoo.metrics.zeroshot import build_classifier, encode_texts
+from mmzoo.ops.pairs import pad_ids
 
 __all__ = ["Prediction", "ZeroShot", "zeroshot"]
 
@@ -302,10 +303,7 @@ class _Pairs:
             return []
         model, processor, _, _, device = self.opened
         text = encode_texts(model, processor, self.texts, device=device).float()
-        width = max(map(len, self.image_ids))
-        image_ids = torch.tensor(
-            [[*ids, *[-1] * (width - len(ids))] for ids in self.image_ids], device=device
-        )
+        image_ids = pad_ids(self.image_ids).to(device)
         text_ids = torch.tensor(self.text_ids, device=device)
         found = recall(torch.cat(self.images), text, image_ids=image_ids, text_ids=text_ids)
         return [

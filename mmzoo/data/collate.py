@@ -11,13 +11,13 @@ from torch import Tensor
 from mmzoo.data.batch import CaptionBatch, ClassBatch
 from mmzoo.data.sample import Sample
 from mmzoo.errors import ZooError
+from mmzoo.ops.pairs import NO_ID, pad_ids
 
 if TYPE_CHECKING:
     from mmzoo.processing.processor import Processor
 
-__all__ = ["CaptionCollate", "ClassCollate", "Collate", "Drawn", "Tokens", "draw", "pad_ids"]
+__all__ = ["CaptionCollate", "ClassCollate", "Collate", "Drawn", "Tokens", "draw"]
 
-NO_ID = -1
 MEMORY = 200_000  # texts whose tokens are remembered: every caption of Flickr30k, some 40 MB
 
 
@@ -78,7 +78,7 @@ class Tokens:
         """Token ids and keys of B texts.
 
         Returns:
-            ids (B, L) int64 and keep (B, L) bool; L is the longest of the B.
+            ids (B, L) int64 and keep (B, L) bool; L is the longest of the B, 0 of none.
         """
         missing = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if missing:
@@ -89,16 +89,10 @@ class Tokens:
             for text, row, real in zip(missing, ids.tolist(), keep.sum(1).tolist()):
                 self._rows[text] = row[:real]
         rows = [self._rows[text] for text in texts]
-        lengths = torch.tensor([len(row) for row in rows])
-        width = self._fixed or int(lengths.max())
-        padded = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows])
-        return padded, torch.arange(width) < lengths[:, None]
-
-
-def pad_ids(ids: Sequence[tuple[int, ...]]) -> Tensor:
-    """Ids of B pictures as (B, m) int64, padded with -1."""
-    width = max(len(row) for row in ids)
-    return torch.tensor([row + (NO_ID,) * (width - len(row)) for row in ids])
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        width = self._fixed or max(map(len, rows), default=0)
+        padded = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows], dtype=torch.int64)
+        return padded.reshape(len(rows), width), torch.arange(width) < lengths[:, None]
 
 
 class CaptionCollate:

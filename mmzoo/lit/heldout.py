@@ -14,6 +14,7 @@ from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.metrics.retrieval import recall
 from mmzoo.metrics.zeroshot import EncodesText, TokenizesText, build_classifier
+from mmzoo.ops.pairs import NO_ID, widen
 
 __all__ = ["HeldOutClasses", "HeldOutPairs", "Numbers", "Split", "splits_of"]
 
@@ -48,10 +49,6 @@ def _gathered(parts: Sequence[Tensor]) -> Tensor:
     return dist.gather_no_grad(torch.cat(list(parts)))
 
 
-def _padded(ids: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
-
-
 class HeldOutPairs:
     """Embeddings of a split's images and texts."""
 
@@ -60,7 +57,7 @@ class HeldOutPairs:
 
     def add(self, image: Tensor, text: Tensor, batch: CaptionBatch) -> None:
         """Take unit vectors (B, E) of a batch's images and texts."""
-        labels = batch.labels if batch.labels is not None else torch.full_like(batch.text_ids, -1)
+        labels = batch.labels if batch.labels is not None else torch.full_like(batch.text_ids, NO_ID)
         self._parts.append((image.float(), text.float(), batch.image_ids, batch.text_ids, labels))
 
     def numbers(
@@ -76,7 +73,7 @@ class HeldOutPairs:
         width = max(ids.shape[1] for ids in columns[2])
         if dist.world() > 1:
             width = int(dist.max_over_ranks(torch.tensor(width, device=device)))
-        columns[2] = tuple(_padded(ids, width) for ids in columns[2])
+        columns[2] = tuple(widen(ids, width) for ids in columns[2])
         image, text, image_ids, text_ids, labels = (_gathered(column) for column in columns)
         recalls = recall(image, text, image_ids=image_ids, text_ids=text_ids)
         found: Numbers = {

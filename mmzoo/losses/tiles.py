@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmzoo import dist
 from mmzoo.errors import ZooError
-from mmzoo.ops.pairs import Diagonal, Positives
+from mmzoo.ops.pairs import Diagonal, Positives, widen
 
 __all__ = ["Contrastive", "Gather", "Sides", "Winners", "full_precision", "gather_sides", "scalar", "spans"]
 
@@ -130,8 +130,7 @@ def gather_sides(
     image_ids = image_ids if image_ids.ndim == 2 else image_ids[:, None]
     if spread:
         width = int(dist.max_over_ranks(torch.tensor(image_ids.shape[1], device=image.device)))
-        image_ids = torch.nn.functional.pad(image_ids, (0, width - image_ids.shape[1]), value=-1)
-        image_ids = dist.gather_no_grad(image_ids, image_sizes)
+        image_ids = dist.gather_no_grad(widen(image_ids, width), image_sizes)
         text_ids = dist.gather_no_grad(text_ids, text_sizes)
     positives = Positives(image_ids, text_ids)
     row_weight, row_share = _weights(positives.counts, dtype)

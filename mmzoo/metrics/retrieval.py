@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmzoo.errors import ZooError
-from mmzoo.ops.pairs import Positives
+from mmzoo.ops.pairs import Positives, widen
 
 __all__ = ["Direction", "Recalls", "Retrieval", "Standing", "Ties", "chance", "recall", "standings"]
 
@@ -246,12 +246,9 @@ class Retrieval:
                 "Retrieval needs images and texts, but none were added; check that the split has captions."
             )
         width = max(ids.shape[1] for _, ids in self._images)
-        padded = [
-            torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1) for _, ids in self._images
-        ]
         return (
             torch.cat([image for image, _ in self._images]),
-            torch.cat(padded),
+            torch.cat([widen(ids, width) for _, ids in self._images]),
             torch.cat([text for text, _ in self._texts]),
             torch.cat([ids for _, ids in self._texts]),
         )

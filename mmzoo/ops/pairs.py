@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["Diagonal", "Positives"]
+__all__ = ["NO_ID", "Diagonal", "Positives", "pad_ids", "widen"]
+
+NO_ID = -1
+"""Pads ids, and stands where there is no id; matches nothing."""
+
+
+def pad_ids(ids: Sequence[Sequence[int]]) -> Tensor:
+    """Ids of B things, some with more than others, as (B, m) int64; (0, 0) of none."""
+    width = max(map(len, ids), default=0)
+    rows = [[*row, *[NO_ID] * (width - len(row))] for row in ids]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(ids), width)
+
+
+def widen(ids: Tensor, width: int) -> Tensor:
+    """Pad ids (B, m) to (B, width), where width is at least m."""
+    return torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=NO_ID)
 
 
 class Positives:
@@ -79,4 +96,4 @@ def _distinct(ids: Tensor) -> Tensor:
     ids = ids.sort(1).values
     repeated = torch.zeros_like(ids, dtype=torch.bool)
     repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
-    return ids.masked_fill(repeated, -1)
+    return ids.masked_fill(repeated, NO_ID)

@@ -327,6 +327,8 @@ def test_tokens_equal_the_processors(tokens):
         assert torch.equal(ids, expected.ids)
         assert torch.equal(keep, expected.keep)
         assert ids.dtype == torch.int64
+    ids, keep = tokens([])
+    assert (ids.shape, ids.dtype, keep.shape, keep.dtype) == ((0, 0), torch.int64, (0, 0), torch.bool)
     fixed = Processor(ImageSpec(16), TextSpec("clip", 20, 49408, pad_to_context=True))
     ids, keep = Tokens(fixed)(["a dog"])
     assert ids.shape == (1, 20)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmzoo.ops.pairs import Diagonal, Positives
+from mmzoo.ops.pairs import Diagonal, Positives, pad_ids, widen
 
 
 def brute(rows, columns):
@@ -44,3 +44,10 @@ def test_diagonal_is_what_ids_in_order_say(first):
         for a, b in zip(diagonal.tile(start, stop), positives.tile(start, stop), strict=True):
             assert torch.equal(a, b)
     assert torch.equal(diagonal.counts, positives.counts)
+
+
+def test_ids_are_padded_with_what_matches_nothing():
+    assert pad_ids([(0, 9), (1,), ()]).tolist() == [[0, 9], [1, -1], [-1, -1]]
+    assert pad_ids([]).shape == (0, 0)
+    assert pad_ids([(), ()]).dtype == torch.int64
+    assert widen(torch.tensor([[3], [4]]), 3).tolist() == [[3, -1, -1], [4, -1, -1]]
