@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from mmzoo.errors import UsageError, ZooError, nearest
 from mmzoo.lit.ema import Ema
 from mmzoo.lit.optim import build_optimizer, clip_gradients, warmup_cosine
+from mmzoo.paths import find_weights
 from mmzoo.seeds import mix
 from mmzoo.zoo import FAMILIES, MODELS, create_model, create_processor, family_of
 
@@ -49,7 +50,7 @@ class Recipe:
     compile_towers: bool = False
 
 
-def build_model(family: str, model: Any, pretrained: str | None) -> nn.Module:
+def build_model(family: str, model: Any, pretrained: str | None) -> Any:
     """Build a model of one family by its name or from its config.
 
     Raises:
@@ -59,6 +60,11 @@ def build_model(family: str, model: Any, pretrained: str | None) -> nn.Module:
     if not isinstance(model, str):
         if family_of(model) != family:
             raise UsageError(f"expected a {FAMILIES[family].config}, found a {type(model).__name__}.")
+        if pretrained is not None and not find_weights(pretrained).exists():
+            raise UsageError(
+                f"pretrained: {pretrained!r} is no file or folder, and a tag belongs to a model's name: give the name "
+                "instead of a config, or a path."
+            )
         return create_model(known[0], config=model, pretrained=pretrained)
     if model in MODELS and model not in known:
         raise UsageError(f"{model} is a {MODELS[model].family} model; here {', '.join(known)} fit.")
@@ -120,6 +126,8 @@ class LitBase(LightningModule):
     def on_fit_start(self) -> None:
         """Switch to training: models of the zoo come in eval mode, and Lightning leaves modes as they are."""
         self.train()
+        if self.ema is not None:
+            self.ema.follow()
         if self.recipe.compile_towers:
             for module in self.model.modules():
                 for block in getattr(module, "blocks", ()):
@@ -247,6 +255,11 @@ class LitBase(LightningModule):
         self._seed = state.get("seed", self._seed)
         own = self.state_dict()
         checkpoint["state_dict"] |= {name: own[name] for name in self._left_out}
+        if self.ema is None and state.get("ema"):
+            raise ZooError(
+                "the checkpoint holds an average of weights, which this run would drop: set recipe.ema_decay as "
+                "its run did, or start a new run."
+            )
         if self.ema is not None:
             if not state.get("ema"):
                 raise ZooError(

@@ -140,10 +140,10 @@ class Checkpoints(Checkpoint):
             return
         due = self.every_n_steps > 0 and step % self.every_n_steps == 0
         keep = self.keep_steps > 0 and step % self.keep_steps == 0
-        if due or keep:
-            self._save(trainer, pl_module, "last")
         if keep:
             self._save(trainer, pl_module, f"step-{step}")
+        if due or keep:
+            self._save(trainer, pl_module, "last")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and once more as the best if it is."""
@@ -157,9 +157,10 @@ class Checkpoints(Checkpoint):
         better = value is not None and self._is_better(float(value))
         if better:
             self.best = float(value)  # type: ignore[arg-type]
-        self._save(trainer, pl_module, "last")
+        # last.ckpt holds the best value: written after best.ckpt, it never speaks of a file that a kill kept from being
         if better:
             self._save(trainer, pl_module, "best")
+        self._save(trainer, pl_module, "last")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the run ended with."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
@@ -26,7 +26,6 @@ from mmzoo.losses.contrastive import Contrastive, clip_loss
 from mmzoo.losses.sigmoid import siglip_loss
 from mmzoo.models.clip import CLIP, CLIPConfig
 from mmzoo.processing.templates import TEMPLATES
-from mmzoo.zoo import get_config
 
 __all__ = ["CLIPAdamW", "LitCLIP", "pieces"]
 
@@ -70,7 +69,8 @@ class LitCLIP(LitBase):
         gather: Which pairs are contrasted under several processes: `auto` those of all, at the least cost
             (`local`); `none` each process its own.
         accumulate: Run the towers in so many pieces of the batch, one loss over all of it: exact, with the
-            activations of one piece in memory, at the cost of a second forward pass.
+            activations of one piece in memory, at the cost of a second forward pass. (Lightning's
+            `accumulate_grad_batches` instead adds up small batches, each contrasted within itself.)
         cache_features: Compute what a frozen tower gives once for each input and remember it (locked-image tuning,
             Zhai et al. 2022, with little data: after one epoch only the rest of the model runs). For data without
             augmentation.
@@ -99,10 +99,13 @@ class LitCLIP(LitBase):
             raise UsageError(f"accumulate is {accumulate}; it is a number of pieces, at least 1.")
         if templates not in TEMPLATES:
             raise UsageError(f"no templates named {templates!r}; there are {', '.join(TEMPLATES)}.")
-        config = get_config(model) if isinstance(model, str) else model
-        if loss == "sigmoid" and isinstance(config, CLIPConfig) and config.logit_bias is None:
-            model = replace(config, **SIGMOID_START)
         built = build_model("clip", model, pretrained)
+        if loss == "sigmoid" and built.config.logit_bias is None:
+            # after loading: weights that were trained with a softmax have no bias, and another scale
+            built.config = replace(built.config, **SIGMOID_START)
+            built.logit_bias = nn.Parameter(built.logit_scale.new_tensor(SIGMOID_START["logit_bias"]))
+            with torch.no_grad():
+                built.logit_scale.fill_(SIGMOID_START["logit_scale"])
         for part, path in (start or {}).items():
             fill_tower(built, part, path)
         started = tuple(start or ())
@@ -150,6 +153,11 @@ class LitCLIP(LitBase):
     def on_fit_start(self) -> None:
         """Prepare for gradients that are written piece by piece."""
         super().on_fit_start()
+        if self.accumulate > 1 and self.trainer.accumulate_grad_batches > 1:
+            raise UsageError(
+                "accumulate and trainer.accumulate_grad_batches do not go together: the first contrasts one large "
+                "batch exactly, the second adds up small ones. Set trainer.accumulate_grad_batches to 1."
+            )
         if self.accumulate > 1:
             refuse_batch_statistics(self.model)
             if isinstance(self.trainer.model, DistributedDataParallel):

@@ -35,13 +35,17 @@ class Ema:
         self._average = {name: p.detach().float().clone() for name, p in self._live.items()}
         self._parked: dict[str, Tensor] | None = None
 
+    def follow(self) -> None:
+        """Move the average to where the model is; call it once the model stands where it trains."""
+        self._average = {name: average.to(self._live[name].device) for name, average in self._average.items()}
+
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the model. Call it once per optimizer step."""
         self.updates += 1
         rate = min(self.decay, (1 + self.updates) / (10 + self.updates))
         live = [p.detach().to(self._average[name]) for name, p in self._live.items()]
-        # one fused pass over all tensors: 3.4 times faster than tensor by tensor
+        # one fused pass over all tensors instead of several small ones for each
         torch._foreach_lerp_(list(self._average.values()), live, 1 - rate)
 
     @torch.no_grad()

@@ -66,6 +66,9 @@ class Muon(AdamW):
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
         self.defaults.update(ratio=ratio, momentum=momentum, iterations=iterations)
+        # fused AdamW undoes the loss scale inside its step and skips an overflow there; Muon's part cannot, so the
+        # scaler must unscale before and leave the whole step out
+        self._step_supports_amp_scaling = False
 
     def _hidden(self, group: dict[str, Any]) -> list[Tensor]:
         named = zip(group["params"], group.get("names", ()))

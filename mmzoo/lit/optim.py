@@ -29,6 +29,7 @@ __all__ = [
 
 NO_DECAY = frozenset(
     {"cls", "positions", "pos", "registers", "query", "modality", "mask_token", "logit_scale", "logit_bias"}
+    | {"cls_token", "pos_embed", "reg_token", "dist_token"}  # timm's guests call them so
 )
 """Names (one component of a parameter's dotted name) that are never decayed, whatever their shape."""
 
@@ -93,6 +94,10 @@ def parameter_groups(model: nn.Module, *, layer_decay: float = 1.0) -> list[dict
         ZooError: Nothing is trainable.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if layer_decay != 1.0 and not any(_BLOCK.match(name) for name in trainable):
+        raise ZooError("layer_decay has no effect here: no trainable part has blocks.N. Set it to 1.")
+    if layer_decay != 1.0 and any(".stages." in name or ".layers_" in name for name in trainable):
+        raise ZooError("layer_decay counts the blocks of one stack and this tower has stages: set it to 1.")
     if not trainable:
         raise ZooError("every parameter is frozen, so there is nothing to train: shorten `freeze`.")
     scales = layer_factors((name for name, _ in model.named_parameters()), layer_decay)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from mmzoo import dist
+from mmzoo.adapt import replace_head
 from mmzoo.data.batch import ClassBatch
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit.base import LitBase, Recipe, build_model
 from mmzoo.lit.heldout import HeldOutClasses, splits_of
 from mmzoo.models.vit import ViT, ViTConfig
-from mmzoo.zoo import get_config
 
 __all__ = ["LitViT"]
 
@@ -27,7 +27,7 @@ class LitViT(LitBase):
     Args:
         model: A ViT's name, or its config in full.
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
-        classes: Size of the head; None keeps the config's.
+        classes: Size of the head; None keeps that of the weights or the config. Another size gives a new head.
         label_smoothing: Share of a target's mass spread over all classes.
         mixup: Images are mixed in pairs with a share drawn from Beta(mixup, mixup) (Zhang et al. 2018); 0 for none.
         optimizer: Its class and settings; fused unless said otherwise.
@@ -51,11 +51,11 @@ class LitViT(LitBase):
             raise UsageError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1).")
         if mixup < 0:
             raise UsageError(f"mixup is {mixup}; it must be 0 or more.")
-        if classes is not None:
-            model = replace(get_config(model) if isinstance(model, str) else model, classes=classes)
-        super().__init__(
-            build_model("vit", model, pretrained), optimizer, recipe, pretrained=pretrained is not None
-        )
+        built = build_model("vit", model, pretrained)
+        if classes is not None and classes != built.config.classes:
+            # after loading: the file's own head goes with its classes, the new one starts at zero
+            built = replace_head(built, classes)
+        super().__init__(built, optimizer, recipe, pretrained=pretrained is not None)
         self.label_smoothing, self.mixup = label_smoothing, mixup
         self._heldout: list[HeldOutClasses] = []
 
@@ -79,11 +79,22 @@ class LitViT(LitBase):
             images, other = torch.lerp(images[order], images, share), batch.labels[order]
         logits = self.model(images).float()  # (B, C); the loss is float32 whatever the autocast
         loss = share * self._entropy(logits, batch.labels) + (1 - share) * self._entropy(logits, other)
-        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
-        return self.log_step(loss, accuracy=accuracy)
+        known = batch.labels >= 0
+        right = ((logits.detach().argmax(1) == batch.labels) & known).sum()
+        return self.log_step(loss, accuracy=right / known.sum().clamp_min(1))
 
     def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=self.label_smoothing)
+        """Mean over the labelled rows of all processes, so that the average of gradients that DDP takes is exact.
+
+        Processes may hold different numbers of labelled rows (an uneven last batch), also none.
+        """
+        total = F.cross_entropy(
+            logits, labels, ignore_index=-1, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        count = (labels >= 0).sum().float()
+        if dist.world() > 1:
+            count = dist.sum_over_ranks(count) / dist.world()
+        return total / count.clamp_min(1e-12)
 
     def on_validation_epoch_start(self) -> None:
         """Start counting anew."""

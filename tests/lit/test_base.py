@@ -213,6 +213,15 @@ def test_a_checkpoint_without_an_average_is_refused_by_a_run_with_one(toys, tmp_
         )
 
 
+def test_an_average_is_not_dropped_silently(toys, tmp_path):
+    averaged = LitCLIP(toys.clip(), recipe=Recipe(ema_decay=0.9))
+    toys.trainer(tmp_path, max_steps=1).fit(averaged, datamodule=toys.data())
+    with pytest.raises(ZooError, match="which this run would drop"):
+        toys.trainer(tmp_path, max_steps=2).fit(
+            LitCLIP(toys.clip()), datamodule=toys.data(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt"
+        )
+
+
 def test_frozen_weights_from_a_file_stay_out_of_checkpoints(toys, tmp_path):
     import mmzoo
 

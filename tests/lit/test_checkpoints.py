@@ -123,6 +123,24 @@ def test_best_is_the_best_and_last_the_last(toys, tmp_path, monkeypatch):
     assert steps == {"best.ckpt": 4, "last.ckpt": 8, "step-3.ckpt": 3}
 
 
+def test_a_kill_between_two_files_never_loses_the_best(toys, tmp_path, monkeypatch):
+    """last.ckpt remembers the best value, so best.ckpt must be on the disk before it."""
+    written = []
+    module = LitCLIP(toys.clip(), optimizer=lambda params: AdamW(params, lr=1e-3))
+    trainer = toys.trainer(tmp_path, Checkpoints(keep_steps=2), max_steps=2)
+    save = trainer.save_checkpoint
+
+    def noted(path, **settings):
+        written.append(path.stem)
+        save(path, **settings)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", noted)
+    trainer.fit(module, datamodule=toys.data())
+    assert "best" in written
+    assert written[written.index("best") + 1] == "last"
+    assert all(written[i + 1] == "last" for i, name in enumerate(written) if name.startswith("step-"))
+
+
 def test_the_best_value_survives_a_restart(toys, tmp_path):
     callback = Checkpoints()
     callback.load_state_dict({"best": 0.7})

@@ -119,6 +119,12 @@ def test_unfit_settings_are_refused(toys):
         LitViT(toys.vit(), mixup=-1)
 
 
+def test_two_kinds_of_accumulation_are_not_mixed(toys, tmp_path):
+    module = LitCLIP(toys.clip(), accumulate=2)
+    with pytest.raises(UsageError, match="do not go together"):
+        toys.trainer(tmp_path, max_steps=2, accumulate_grad_batches=2).fit(module, datamodule=toys.data())
+
+
 def test_held_out_numbers_stand_beside_chance(toys, tmp_path):
     module = LitCLIP(toys.clip(), optimizer=lambda params: AdamW(params, lr=1e-3))
     trainer = toys.trainer(tmp_path, max_steps=2)

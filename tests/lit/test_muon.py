@@ -122,3 +122,28 @@ def test_frozen_and_unused_parameters_stay():
     optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"blocks.0.weight", "blocks.0.bias"}
+
+
+def test_an_overflow_under_a_loss_scaler_leaves_every_weight_alone():
+    """fp16 training meets infinite gradients regularly; the scaler then skips the step, also Muon's part of it."""
+    model = tiny()
+    optimizer = build_optimizer(model, lambda groups: Muon(groups, lr=1e-3, fused=True))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scaler.scale(torch.zeros(())).item()  # the scaler begins
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 512.0
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+    gradients(model, 3)
+    true = {p: p.grad.clone() for p in model.parameters()}
+    for p in model.parameters():
+        p.grad = p.grad * scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    for p in model.parameters():
+        torch.testing.assert_close(p.grad, true[p])  # unscaled before Muon saw them
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "blocks." in name)
