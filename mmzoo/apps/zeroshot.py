@@ -23,6 +23,7 @@ from mmzoo.metrics.classification import Classification, Report
 from mmzoo.metrics.retrieval import recall
 from mmzoo.metrics.zeroshot import build_classifier, encode_texts
 from mmzoo.ops.pairs import pad_ids
+from mmzoo.processing.templates import imagenet_names
 
 __all__ = ["Prediction", "ZeroShot", "zeroshot"]
 
@@ -104,7 +105,8 @@ def zeroshot(
     Args:
         model: A name of the zoo, a folder written by `mmzoo.save`, or a pair of model and processor.
         images: Picture files, folders of them, shell patterns.
-        labels: A list, `"cat,dog"`, or a file with one label per line. A data set's classes by default.
+        labels: A list, `"cat,dog"`, a file with one label per line, or `"imagenet"` for CLIP's names of ImageNet's
+            classes, whose folders are WordNet ids. A data set's classes by default.
         data: A data set instead of `images`; anything that `open_source` takes. With classes: accuracy, per-class
             table, confusions. With texts: retrieval both ways, each picture against the first text of each.
         split: Its split.
@@ -180,7 +182,10 @@ def _task(
     by: str | None,
 ) -> tuple[Source, list[str], list[int] | None]:
     """The pictures, the labels, and for each class of the pictures the index of its label (None: no classes)."""
-    given = None if labels is None else read_labels(labels)
+    imagenet = labels == "imagenet"
+    given = None if labels is None or imagenet else read_labels(labels)
+    if imagenet and data is None:
+        given = list(imagenet_names())
     if data is None:
         if not images:
             raise UsageError("name pictures to look at, or a data set with --data.")
@@ -199,6 +204,13 @@ def _task(
         if given is None:
             raise UsageError(f"{source.name} has no classes; name some with --labels.")
         return source, keys_and_names(given)[1], None
+    if imagenet:
+        # the names stand in the order of the WordNet ids, which is the order of the folders
+        if len(classes) != 1000:
+            raise UsageError(
+                f"--labels imagenet names ImageNet's 1,000 classes, and {source.name} has {len(classes)}."
+            )
+        return source, list(imagenet_names()), list(range(1000))
     if given is not None:
         names, label_of = match_classes(given, classes, source.name)
         return source, names, label_of

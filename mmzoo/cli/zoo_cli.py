@@ -247,6 +247,8 @@ class ZooCLI(LightningCLI):
         """Write predictions as `predictions.safetensors`, with the samples' keys in its metadata."""
         import torch
 
+        if self.trainer.world_size > 1:
+            raise UsageError("predict writes one file from one process: add --trainer.devices 1.")
         found = self.trainer.predict(**kwargs)
         batches = [b for item in found or [] for b in (item if isinstance(item, list) else [item])]
         if not batches:

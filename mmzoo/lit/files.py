@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mmzoo.files import atomic_path
+
 __all__ = ["RunLogger", "best_of", "draw_curve", "last_of"]
 
 log = logging.getLogger("mmzoo")
@@ -175,5 +177,6 @@ def draw_curve(rows: list[Row], chance: dict[str, float], path: Path, title: str
         if heading != "loss":
             axes.set_ylim(bottom=0)
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return True

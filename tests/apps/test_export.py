@@ -130,7 +130,9 @@ def test_a_model_without_a_head_gives_its_features(tmp_path):
     assert [(f.part, f.output) for f in done.files] == [("image", "features")]
     images = torch.randn(2, 3, 48, 48)
     with torch.inference_mode():
-        torch.testing.assert_close(runner(done, "image", "torch")(images), model.features(images)[1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            runner(done, "image", "torch")(images), model.features(images)[1], rtol=0, atol=1e-5
+        )
 
 
 def test_refusals(tmp_path, monkeypatch):

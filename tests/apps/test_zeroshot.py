@@ -407,3 +407,19 @@ def test_the_clone_has_a_door_to_it():
     door = Path(__file__).resolve().parents[2] / "tools" / "zeroshot.py"
     done = subprocess.run([sys.executable, str(door), "--help"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.splitlines()[0][:21]) == (0, "usage: mmzoo zeroshot")
+
+
+def test_imagenet_folders_get_the_names_of_clip(monkeypatch):
+    """Folders of WordNet ids in their order are the classes in the order of CLIP's names."""
+    from types import SimpleNamespace
+
+    from mmzoo.apps import zeroshot as module
+
+    source = SimpleNamespace(name="val", classes=tuple(f"n{i:08d}" for i in range(1000)))
+    monkeypatch.setattr(module, "open_source", lambda *args, **rest: source)
+    _, names, label_of = module._task((), "imagenet", "data/imagenet/val", None, None)
+    assert (names[0], names[207], names[999]) == ("tench", "Golden Retriever", "toilet paper")
+    assert label_of == list(range(1000))
+    source.classes = source.classes[:10]
+    with pytest.raises(UsageError, match="val has 10"):
+        module._task((), "imagenet", "data/imagenet/val", None, None)

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--labels",
         metavar="CAT,DOG|FILE",
-        help="labels between commas, or a file; a data set's classes by default",
+        help="labels between commas, a file, or imagenet; a data set's classes by default",
     )
     parser.add_argument("--data", metavar="DATA", help="class folders or another data set, instead of IMAGE")
     parser.add_argument("--split", metavar="NAME", help="split of the data set")
