@@ -115,7 +115,9 @@ class Processor:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready content of `processor.json`, the vocabulary included."""
-        content: dict[str, Any] = {"image": None if self.image_spec is None else config.to_dict(self.image_spec)}
+        content: dict[str, Any] = {
+            "image": None if self.image_spec is None else config.to_dict(self.image_spec)
+        }
         if self.text_spec is not None:
             content["text"] = config.to_dict(self.text_spec)
             content["tokenizer"] = self.tokenizer.to_dict()

@@ -211,7 +211,8 @@ def _open_folder(path: Path) -> TensorSource:
     single = [
         p
         for p in sorted(path.iterdir())
-        if p.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin", ".onnx", ".gguf") and p.is_file()
+        if p.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin", ".onnx", ".gguf")
+        and p.is_file()
     ]
     if len(single) == 1:
         return open_checkpoint(single[0])
@@ -246,7 +247,9 @@ def _open_file(path: Path) -> TensorSource:
         return SafetensorsSource([path])
     if head[:1] == b"\x80":  # a pickle, as torch wrote before 1.6
         return DictSource(load_torch(path))
-    raise ZooError(f"{path} is of no kind that mmzoo reads: safetensors, torch, TorchScript, npz, ONNX or GGUF.")
+    raise ZooError(
+        f"{path} is of no kind that mmzoo reads: safetensors, torch, TorchScript, npz, ONNX or GGUF."
+    )
 
 
 # the files that may stand beside a checkpoint, and what each holds

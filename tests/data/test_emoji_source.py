@@ -9,7 +9,7 @@ import pytest
 
 from mmzoo.data.open import list_splits, open_source
 from mmzoo.data.sources.atlas import cut_atlas
-from mmzoo.data.sources.emoji import GROUP_ID, SPLITS, EmojiSource
+from mmzoo.data.sources.emoji import GROUP_ID, SPLITS, WORD_ID, EmojiSource
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.paths import find_data
 
@@ -140,13 +140,17 @@ def test_texts_fit_exactly_the_pictures_they_are_about(sources):
         assert len(sample.texts) == len(sample.text_ids)
         assert all(fits(text_id, sample) for text_id in sample.text_ids)
     named = [t for t, about in zip(apple.texts, apple.text_ids, strict=True) if about < GROUP_ID]
-    grouped = [t for t, about in zip(apple.texts, apple.text_ids, strict=True) if about >= GROUP_ID]
+    grouped = [t for t, about in zip(apple.texts, apple.text_ids, strict=True) if GROUP_ID <= about < WORD_ID]
+    alone = {t: about for t, about in zip(apple.texts, apple.text_ids, strict=True) if about >= WORD_ID}
     assert all("red apple" in t for t in named)
-    assert grouped in (["food and drink"], ["a picture of food and drink"])
-    assert len(apple.texts) == 10
-    for text_id, about_name in zip(apple.text_ids, ["red apple" in t for t in apple.texts], strict=True):
-        assert fits(text_id, pear) is not about_name
-        assert not fits(text_id, dog)
+    assert grouped == ["food and drink", "a picture of food and drink"]
+    assert {"fruit", "food"} <= alone.keys()
+    assert fits(alone["fruit"], pear)  # a word alone fits every picture that has it, and no other
+    assert not fits(alone["fruit"], dog)
+    for text_id in apple.text_ids:
+        if text_id < WORD_ID:
+            assert fits(text_id, pear) is (text_id >= GROUP_ID)
+            assert not fits(text_id, dog)
 
 
 def test_both_styles_of_an_object_share_id_label_and_texts(sources):

@@ -112,10 +112,19 @@ def test_nothing_names_a_machine():
     bad = []
     for name in names:
         path = ROOT / name
-        if path == Path(__file__) or path.suffix not in suffixes or not path.is_file() or path.stat().st_size > 500_000:
+        if (
+            path == Path(__file__)
+            or path.suffix not in suffixes
+            or not path.is_file()
+            or path.stat().st_size > 500_000
+        ):
             continue
         text = path.read_text(errors="ignore")
-        bad += [f"{name}: {word}" for word in ("/root/", "/work/", "/home/", "pypi.org", "registry.npmjs") if word in text]
+        bad += [
+            f"{name}: {word}"
+            for word in ("/root/", "/work/", "/home/", "pypi.org", "registry.npmjs")
+            if word in text
+        ]
     assert bad == []
 
 

@@ -178,7 +178,9 @@ def test_layer_scale_weighs_each_branch(norm):
     torch.nn.init.normal_(block.attn_scale)
     torch.nn.init.normal_(block.mlp_scale)
     plain = TransformerBlock(_config(norm=norm)).double().eval()
-    assert {name for name, _ in block.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
+    assert {name for name, _ in block.named_parameters()} - {
+        name for name, _ in plain.named_parameters()
+    } == {
         "attn_scale",
         "mlp_scale",
     }

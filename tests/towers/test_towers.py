@@ -247,4 +247,6 @@ def test_mean_pool_leaves_padding_out():
         torch.testing.assert_close(out.pooled[row], out.tokens[row, :length].mean(0), rtol=1e-12, atol=1e-12)
         alone = texts(ids[row : row + 1, :length])
         torch.testing.assert_close(out.pooled[row], alone.pooled[0], rtol=1e-10, atol=1e-10)
-    assert not texts(ids, keep=torch.zeros_like(keep)).pooled.any()  # nothing kept: zeros, not a division by zero
+    assert not texts(
+        ids, keep=torch.zeros_like(keep)
+    ).pooled.any()  # nothing kept: zeros, not a division by zero

@@ -15,10 +15,10 @@ from mmzoo.data.sources.common import choose_split
 from mmzoo.errors import UsageError, ZooError, nearest
 from mmzoo.paths import find_data
 
-__all__ = ["GROUP_ID", "SPLITS", "EmojiSource"]
+__all__ = ["GROUP_ID", "SPLITS", "WORD_ID", "EmojiSource"]
 
-GROUP_ID = 1000
-"""Group g has the id `GROUP_ID + g`; concepts have 0 to 849."""
+GROUP_ID, WORD_ID = 1000, 2000
+"""Group g has the id `GROUP_ID + g`, word w of all names and keywords `WORD_ID + w`; concepts have 0 to 849."""
 
 # Ten folds of 85 concepts, by a hash of the name. Fold 0 is the test; fold 1 plays its part while settings
 # are chosen.
@@ -42,7 +42,7 @@ class EmojiSource:
 
     One concept in ten is kept out of training in every style, and one style (Twemoji) is never trained on.
     In the splits to train on, each picture has several texts: its name, the name in a sentence, with
-    keywords, with its group, and its group alone. In the others it has exactly one, its name.
+    keywords, with its group, its group alone, and single words that fit it. In the others it has exactly one, its name.
 
     Attributes:
         classes: Names that labels index: the split's concepts (`by="name"`) or the five groups
@@ -96,7 +96,10 @@ class EmojiSource:
                 self._rows.append((f"{style}/{concepts[i]['slug']}", i, group, label))
         self.tiles = np.concatenate(parts)
         texts = _training_texts if split in _TRAINED else _test_texts
-        self._texts = {i: texts(concepts[i], i, groups.index(concepts[i]["group"])) for i in chosen}
+        every = sorted({word for c in concepts for word in _words(c)})
+        word_ids = {word: WORD_ID + position for position, word in enumerate(every)}
+        self._words = {i: tuple(word_ids[word] for word in _words(concepts[i])) for i in chosen}
+        self._texts = {i: texts(concepts[i], i, groups.index(concepts[i]["group"]), word_ids) for i in chosen}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -105,7 +108,7 @@ class EmojiSource:
         key, concept, group, label = self._rows[index]
         texts, text_ids = self._texts[concept]
         image = Image.fromarray(self.tiles[index])
-        return Sample(key, image, texts, text_ids, (concept, GROUP_ID + group), label)
+        return Sample(key, image, texts, text_ids, (concept, GROUP_ID + group, *self._words[concept]), label)
 
 
 def _group_words(group: str) -> str:
@@ -113,19 +116,25 @@ def _group_words(group: str) -> str:
     return group.lower().replace("&", "and")
 
 
-def _test_texts(
-    concept: dict[str, Any], concept_id: int, group: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _words(concept: dict[str, Any]) -> list[str]:
+    """The words that fit a concept: its keywords, and those of a name of several words."""
+    name = concept["name"].split()
+    return list(dict.fromkeys([*concept["keywords"], *(name if len(name) > 1 else ())]))
+
+
+Texts = tuple[tuple[str, ...], tuple[int, ...]]
+
+
+def _test_texts(concept: dict[str, Any], concept_id: int, group: int, word_ids: dict[str, int]) -> Texts:
     return (concept["name"],), (concept_id,)
 
 
-def _training_texts(
-    concept: dict[str, Any], concept_id: int, group: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Captions to draw from evenly (the plain ones stand twice), and what each is about.
+def _training_texts(concept: dict[str, Any], concept_id: int, group: int, word_ids: dict[str, int]) -> Texts:
+    """Captions to draw from evenly (the plain ones stand several times), and what each is about.
 
     One in ten names the group alone: without such captions a model never learns what a group's name looks like, and
     with many more the members of a group, all of which such a caption fits, are drawn together and names get lost.
+    About one in four is a single word, which fits every picture that has it: so words are learnt that objects share.
     """
     name, kind = concept["name"], _group_words(concept["group"])
     words = [word for word in concept["keywords"] if word not in name.split()]
@@ -136,5 +145,7 @@ def _training_texts(
         *(", ".join((name, *words[i : i + 3])) for i in (0, 2, 4)),
         *(f"{text}, {kind}" for text in plain),
     ]
-    only_group = kind if concept_id % 2 else f"a picture of {kind}"
-    return (*about, only_group), (concept_id,) * len(about) + (GROUP_ID + group,)
+    alone = _words(concept)[:6]
+    texts = (*about, *about, kind, f"a picture of {kind}", *alone)
+    ids = (concept_id,) * (2 * len(about)) + (GROUP_ID + group,) * 2 + tuple(word_ids[word] for word in alone)
+    return texts, ids
