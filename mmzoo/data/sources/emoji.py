@@ -132,9 +132,10 @@ def _test_texts(concept: dict[str, Any], concept_id: int, group: int, word_ids: 
 def _training_texts(concept: dict[str, Any], concept_id: int, group: int, word_ids: dict[str, int]) -> Texts:
     """Captions to draw from evenly (the plain ones stand several times), and what each is about.
 
-    One in ten names the group alone: without such captions a model never learns what a group's name looks like, and
-    with many more the members of a group, all of which such a caption fits, are drawn together and names get lost.
-    About one in four is a single word, which fits every picture that has it: so words are learnt that objects share.
+    About one in thirteen names the group alone: without such captions a model never learns what a group's name looks
+    like, and with many more the members of a group, all of which such a caption fits, are drawn together and names get
+    lost. About one in four is a single word, which fits every picture that has it: so words are learnt that objects
+    share.
     """
     name, kind = concept["name"], _group_words(concept["group"])
     words = [word for word in concept["keywords"] if word not in name.split()]
