@@ -64,7 +64,6 @@ else:
             sys.executable,
             "-m",
             "pytest",
-            "-q",
             "-p",
             "no:cacheprovider",
             str(Path(__file__).resolve()),
