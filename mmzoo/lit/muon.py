@@ -1,8 +1,8 @@
 """Muon: momentum whose update of every hidden matrix is made orthogonal (Jordan et al. 2024), AdamW for the rest.
 
 A step along the gradient moves a weight matrix mostly in a few directions; the orthogonal matrix nearest to it
-moves all of them alike, so that small transformers from scratch need far fewer steps. `torch.optim.Muon` works in
-bfloat16, which takes hundreds of times longer than float32 on CPUs without such units; this one works in float32 there.
+moves all of them alike, which its authors found to save steps. `torch.optim.Muon` works in bfloat16, which CPUs without
+such units are very slow at; this one works in float32.
 """
 
 from __future__ import annotations

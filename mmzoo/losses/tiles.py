@@ -159,8 +159,8 @@ def _weights(counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 class Winners:
     """Keeps, tile by tile, the best negative and the best positive of every row and column.
 
-    Not an arg-max: on a CPU `max` with indices along columns costs half as much as the matrix product, `amax` a
-    thirtieth; and a collapsed model, whose scores are all equal, must not look right.
+    Not an arg-max: on a CPU `max` with indices along columns is slow beside the matrix product and `amax` is not; and a
+    collapsed model, whose scores are all equal, must not look right.
 
     Args:
         like: (R, E), for the number of rows, the type and the device.

@@ -11,7 +11,7 @@ stored as the log of its inverse, starts at ln(1 / 0.07), and is clamped to [0, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -189,11 +189,3 @@ class CLIP(nn.Module):
     def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample a checkpoint's position table to this model's image size where they differ."""
         return self.vision.fit_state(state, "vision.") if isinstance(self.vision, VisionTower) else state
-
-    def resized(self, size: int) -> CLIPConfig:
-        """This model's config for square images of `size` pixels."""
-        return replace(
-            self.config,
-            vision=replace(self.config.vision, image_size=size),
-            image=replace(self.config.image, size=size),
-        )

@@ -13,7 +13,7 @@ are squashed, which for square ones is the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -120,11 +120,3 @@ class ViT(nn.Module):
     def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample a checkpoint's position table to this model's image size where they differ."""
         return self.vision.fit_state(state, "vision.") if isinstance(self.vision, VisionTower) else state
-
-    def resized(self, size: int) -> ViTConfig:
-        """This model's config for square images of `size` pixels."""
-        return replace(
-            self.config,
-            vision=replace(self.config.vision, image_size=size),
-            image=replace(self.config.image, size=size),
-        )
