@@ -21,7 +21,16 @@ from mmzoo.models.capabilities import EmbedsPairs, GivesFeatures
 if TYPE_CHECKING:
     from mmzoo.processing.processor import Texts
 
-__all__ = ["Frozen", "Quantized", "add_lora", "freeze", "merge_lora", "quantize_int8", "replace_head"]
+__all__ = [
+    "Frozen",
+    "Quantized",
+    "add_lora",
+    "freeze",
+    "merge_lora",
+    "parts_of",
+    "quantize_int8",
+    "replace_head",
+]
 
 
 class Frozen(NamedTuple):
@@ -50,8 +59,7 @@ def freeze(model: nn.Module, parts: Sequence[str], *, frozen: bool = True) -> Fr
     Raises:
         UsageError: No such part; the message lists those that there are.
     """
-    found = [part for name in parts for part in _parts(model, name)]
-    for part in found:
+    for part in parts_of(model, parts):
         part.requires_grad_(not frozen)
     numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return Frozen(sum(n for n, train in numbers if not train), sum(n for n, train in numbers if train))
@@ -69,9 +77,13 @@ def _expand(name: str) -> Iterator[str]:
         yield from _expand(f"{name[: match.start()]}{i}{name[match.end() :]}")
 
 
-def _parts(model: nn.Module, name: str) -> list[nn.Module | nn.Parameter]:
-    """The modules or parameters that a name stands for."""
-    return [_part(model, one) for one in _expand(name)]
+def parts_of(model: nn.Module, names: Sequence[str]) -> list[nn.Module | nn.Parameter]:
+    """The modules and parameters that names stand for, see above.
+
+    Raises:
+        UsageError: No such part; the message lists those that there are.
+    """
+    return [_part(model, one) for name in names for one in _expand(name)]
 
 
 def _part(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
@@ -173,8 +185,7 @@ def add_lora(
         raise ZooError("this model has LoRA adapters already: merge them first, by mmzoo.adapt.merge_lora.")
     inside = {
         id(m)
-        for name in targets
-        for part in _parts(model, name)
+        for part in parts_of(model, targets)
         if isinstance(part, nn.Module)
         for m in part.modules()
     }
@@ -274,8 +285,7 @@ def quantize_int8(
     chosen = [name for name in parts if hasattr(model, name)] if tuple(parts) == ("vision", "text") else parts
     inside = {
         id(m)
-        for name in chosen
-        for part in _parts(small, name)
+        for part in parts_of(small, chosen)
         if isinstance(part, nn.Module)
         for m in part.modules()
     }

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmzoo.apps.opening import ModelLike, Opened, Progress, finite, open_model, require
+from mmzoo.apps.embeddings import NO_PYARROW, SUFFIXES, write_embeddings
+from mmzoo.apps.opening import ModelLike, Progress, finite, open_model, require
 from mmzoo.apps.pictures import Files, find_pictures, read_batches
 from mmzoo.data.open import open_source
 from mmzoo.data.reader import Broken
 from mmzoo.data.sample import Source
-from mmzoo.errors import UsageError, ZooError
-from mmzoo.files import atomic_path
+from mmzoo.errors import UsageError
 from mmzoo.metrics.zeroshot import encode_texts
 from mmzoo.models.capabilities import EmbedsPairs
-from mmzoo.weights.io import write_tensors
 
 __all__ = ["Embedded", "embed"]
 
@@ -123,49 +121,27 @@ def embed(
                 opened.model, opened.processor, words, batch_size=batch_size, device=opened.device
             )
             tensors["text"] = finite(embedded, opened).float().cpu()
-    _write(target, tensors, {"image": keys, "text": words}, opened)
+    write_embeddings(
+        target,
+        tensors,
+        {"image": keys, "text": words},
+        model=opened.name,
+        weights_sha256=opened.digest(),
+    )
     width = next(iter(tensors.values())).shape[-1]
     return Embedded(target, len(keys), len(words), width, broken)
 
 
 def _target(out: Path, overwrite: bool) -> Path:
     """Refuse what could not be written, before hours of computing."""
-    if out.suffix not in (".safetensors", ".parquet"):
+    if out.suffix not in SUFFIXES:
         raise UsageError(
             f"{out}: embeddings are written as .safetensors or .parquet; choose one of the endings."
         )
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("Parquet needs pyarrow: pip install 'mmzoo[parquet]', or write .safetensors.")
+        raise UsageError(NO_PYARROW)
     if out.is_dir():
         raise UsageError(f"{out} is a folder; name a file.")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists already; --overwrite replaces it.")
     return out
-
-
-def _write(target: Path, tensors: dict[str, Tensor], keys: dict[str, list[str]], opened: Opened) -> None:
-    about = {"model": opened.name, "weights_sha256": opened.digest()}
-    if target.suffix == ".safetensors":
-        lists = {"image_keys": json.dumps(keys["image"]), "texts": json.dumps(keys["text"])}
-        write_tensors(target, tensors, lists | about)
-        return
-    import pyarrow
-    from pyarrow import parquet
-
-    for vectors in tensors.values():
-        if vectors.dim() != 2:
-            raise ZooError(
-                "Parquet holds one vector per picture; this model gives several: write .safetensors."
-            )
-    parts: list[Any] = []
-    for kind, vectors in tensors.items():
-        flat = pyarrow.array(vectors.reshape(-1).numpy())
-        columns = {
-            "kind": pyarrow.array([kind] * len(vectors)),
-            "key": pyarrow.array(keys[kind]),
-            "embedding": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        }
-        parts.append(pyarrow.table(columns))
-    table = pyarrow.concat_tables(parts).replace_schema_metadata(about)
-    with atomic_path(target) as part:
-        parquet.write_table(table, part)

@@ -14,7 +14,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmzoo.errors import UsageError, ZooError, nearest
+from mmzoo.adapt import freeze, parts_of
+from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit.ema import Ema
 from mmzoo.lit.optim import build_optimizer, clip_gradients, warmup_cosine
 from mmzoo.paths import find_weights
@@ -36,7 +37,8 @@ class Recipe:
         floor: Share of the full rate that is left at the end.
         layer_decay: Factor on the rate per layer from a tower's top to its input; 1 for none.
         ema_decay: Keep an average of the weights with this decay, evaluate it and export it; None for none.
-        freeze: Modules or parameters of the model that stay as they are, by dotted name: `vision`, `text.embed`.
+        freeze: Parts of the model that stay as they are, by the names of `mmzoo.adapt.freeze`: `vision`, `text.embed`,
+            `text.blocks.0-5`.
         checkpointing: Recompute activations in the backward pass instead of keeping them (less memory, 1/3 slower).
         compile_towers: Compile the towers' blocks; worth it on GPUs only.
     """
@@ -96,7 +98,7 @@ class LitBase(LightningModule):
         self.chance: dict[str, float] = {}  # what guessing gives, by metric
         self._make_optimizer = optimizer
         self._left_out: frozenset[str] = frozenset()
-        self._frozen = [_freeze(model, name) for name in recipe.freeze]
+        self._frozen = _freeze(model, recipe.freeze)
         if pretrained:
             self._left_out = frozenset(n for n, p in self.named_parameters() if not p.requires_grad)
         if recipe.checkpointing:
@@ -269,14 +271,10 @@ class LitBase(LightningModule):
             self.ema.load_state_dict(state["ema"])
 
 
-def _freeze(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
-    """Freeze the module or parameter of that name."""
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    found = modules.get(name, parameters.get(name)) if name else None
-    if found is None:
-        raise UsageError(
-            f"recipe.freeze: {type(model).__name__} has no part {name!r}.{nearest(name, [*modules, *parameters])} "
-            f"Its largest parts: {', '.join(n for n, _ in model.named_children())}."
-        )
-    found.requires_grad_(False)
-    return found
+def _freeze(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module | nn.Parameter]:
+    """Freeze parts of the model, and give them."""
+    try:
+        freeze(model, names)
+    except UsageError as error:
+        raise UsageError(f"recipe.freeze: {error}") from None
+    return parts_of(model, names)

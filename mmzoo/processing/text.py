@@ -149,6 +149,10 @@ class Tokenizer:
         pieces: list[str] = self._core.encode(self._prepare(text)).tokens
         return pieces
 
+    def cuts(self, text: str) -> bool:
+        """Whether a text is longer than the context, so that its end is not read."""
+        return bool(self._core.encode(self._prepare(text)).overflowing)
+
     def __call__(self, texts: Sequence[str]) -> Texts:
         """Tokenize.
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmzoo.errors import ZooError, nearest
 from mmzoo.files import atomic_path
+from mmzoo.weights.write import SafetensorsWriter
 
 __all__ = [
     "WeightsDigest",
@@ -48,10 +48,14 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write `state` as safetensors, atomically. Tensors that share memory are written once per name."""
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"} | (metadata or {}))
+    """Write `state` as safetensors, atomically, one tensor after the other and without copying them.
+
+    Tensors that share memory are written once per name.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    with atomic_path(path) as temporary, SafetensorsWriter(temporary, shapes, metadata or {}) as writer:
+        for name, tensor in state.items():
+            writer.add(name, tensor)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -192,8 +192,7 @@ class TorchWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                self._file.close()
+            _abandon(self._zip, self._file)
             return
         with self._file:
             buffer = io.BytesIO()
@@ -202,6 +201,13 @@ class TorchWriter:
             for name, content in entries.items():
                 self._entry(name, content, len(content))
             self._zip.close()
+
+
+def _abandon(archive: zipfile.ZipFile, file: IO[bytes]) -> None:
+    """Close a file that is not whole; the error that is under way is the one to tell."""
+    archive.fp = None  # or it would try to end the file when it is collected, and complain on stderr
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 class NpzWriter:
@@ -233,8 +239,7 @@ class NpzWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
+            _abandon(self._zip, self._file)
             return
         with self._file:
             self._zip.close()

@@ -102,11 +102,11 @@ def test_a_full_disk_leaves_the_older_file(colours, photos, tmp_path, monkeypatc
     out = tmp_path / "x.safetensors"
     out.write_text("precious")
 
-    def full(tensors, path, metadata=None):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full(writer, name, tensor):
+        writer._file.write(b"half")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mmzoo.weights.io.save_file", full)
+    monkeypatch.setattr("mmzoo.weights.write.SafetensorsWriter.add", full)
     with pytest.raises(OSError, match="No space left"):
         embed(colours, [photos], out=out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x.safetensors"]

@@ -89,8 +89,19 @@ def test_frozen_parts_stay_still_in_eval_mode_and_out_of_the_optimizer(toys, tmp
 
 
 def test_freezing_what_is_not_there_is_refused(toys):
-    with pytest.raises(UsageError, match=r"no part 'visoin'.*vision"):
+    with pytest.raises(UsageError, match=r"recipe\.freeze: no part 'visoin'.*vision"):
         LitCLIP(toys.clip(), recipe=Recipe(freeze=("visoin",)))
+
+
+def test_blocks_are_frozen_by_their_range(toys):
+    """The names are those of `mmzoo.adapt.freeze`."""
+    module = LitCLIP(toys.clip(), recipe=Recipe(freeze=("text.blocks.0-1", "text.embed.pos")))
+    frozen = {n for n, p in module.model.named_parameters() if not p.requires_grad}
+    assert all(n.startswith(("text.blocks.0.", "text.blocks.1.", "text.embed.pos")) for n in frozen)
+    assert "text.embed.pos.weight" in frozen
+    module.train()
+    assert not module.model.text.blocks[1].training
+    assert module.model.text.training
 
 
 @pytest.mark.parametrize("clip", [0.05, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import struct
 import zipfile
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.weights.io import weights_hash
+from mmzoo.weights.io import read_tensors, weights_hash, write_tensors
 from mmzoo.weights.read import open_checkpoint
 from mmzoo.weights.write import is_file_name, open_writer, staged
 
@@ -49,6 +50,15 @@ def test_safetensors(tmp_path):
     assert weights_hash(found) == weights_hash(state)
     with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt", "family": "clip"}
+
+
+def test_tensors_that_share_memory_are_whole_under_every_name(tmp_path):
+    table = torch.randn(4, 6)
+    state = {"tok": table, "decoder": table, "rows": table[1:3], "turned": table.T, "half": table[:, ::2]}
+    state |= {"grad": torch.nn.Parameter(table), "wide": torch.zeros(1).expand(3)}
+    write_tensors(tmp_path / "w.safetensors", state, {"family": "x"})
+    equal(read_tensors(tmp_path / "w.safetensors"), state)
+    assert (tmp_path / "w.safetensors").stat().st_size < 2000  # views bring their own numbers only
 
 
 def starts(path):
@@ -150,6 +160,7 @@ def test_success_replaces_files_and_leaves_others(tmp_path):
     ]
 
 
+@pytest.mark.filterwarnings("error")  # such as what a half-written archive says when it is collected
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".npz"])
 def test_a_full_disk_is_told_as_such(ending, tmp_path):
     """Real: the kernel's own device that is always full."""
@@ -158,3 +169,12 @@ def test_a_full_disk_is_told_as_such(ending, tmp_path):
     with pytest.raises(OSError, match="No space left") as error:
         write(path, {"a": torch.zeros(1 << 16), "b": torch.zeros(1 << 16)})
     assert error.value.errno == errno.ENOSPC
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("ending", [".pt", ".npz"])
+def test_an_archive_that_is_given_up_is_silent(ending, tmp_path):
+    with pytest.raises(ZooError, match="cannot hold"):
+        write(tmp_path / f"w{ending}", {"a": torch.zeros(2), "odd": torch.zeros(2).to(torch.float8_e5m2)})
+    gc.collect()

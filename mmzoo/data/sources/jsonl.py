@@ -71,6 +71,10 @@ class JsonlSource:
     def __len__(self) -> int:
         return len(self._records)
 
+    def texts_of(self, index: int) -> tuple[str, ...]:
+        """The captions of a picture, which need not be there."""
+        return self._records[index][1]
+
     def __getitem__(self, index: int) -> Sample:
         image, captions, identity = self._records[index]
         return Sample(

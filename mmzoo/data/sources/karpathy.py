@@ -66,6 +66,10 @@ class KarpathySource:
     def __len__(self) -> int:
         return len(self._records)
 
+    def texts_of(self, index: int) -> tuple[str, ...]:
+        """The captions of a picture, which need not be there."""
+        return self._records[index].captions
+
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
         file = Path(record.image).name if self._flat else record.image
