@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from mmzoo.errors import ZooError
 from mmzoo.layers.attention import KV, CrossAttention, Rotary, SelfAttention
 from mmzoo.layers.cache import KVCache, LayerCache
+from mmzoo.layers.image_kv import ImageKV
 from mmzoo.layers.mlp import MLP, Activation
 from mmzoo.layers.norm import build_norm
 from mmzoo.ops.attention import FULL, AttnMask
@@ -183,7 +184,7 @@ class BlockStack(nn.ModuleList):
         layers: slice = slice(None),
         mask: AttnMask = FULL,
         rope: Rotary | None = None,
-        context: Tensor | dict[int, KV] | None = None,
+        context: Tensor | ImageKV | None = None,
         context_mask: AttnMask = FULL,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -194,7 +195,8 @@ class BlockStack(nn.ModuleList):
             layers: Which blocks, as in `slice(0, 6)`.
             mask: Self-attention mask.
             rope: Rotary tables, or None.
-            context: Context tokens, or each cross-attention layer's projected `KV` by layer number.
+            context: Context tokens (B, N, cross_width), or their `ImageKV`; a layer it leaves out skips its
+                cross-attention.
             context_mask: Mask over the context.
             cache: The caller's cache.
 
@@ -205,7 +207,7 @@ class BlockStack(nn.ModuleList):
             kwargs: dict[str, Any] = {
                 "mask": mask,
                 "rope": rope,
-                "context": context.get(i) if isinstance(context, dict) else context,
+                "context": context.layers.get(i) if isinstance(context, ImageKV) else context,
                 "context_mask": context_mask,
                 "cache": None if cache is None else cache[i],
             }

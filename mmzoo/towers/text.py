@@ -5,6 +5,7 @@ Legend: B texts, L tokens, D width. `keep` (B, L) is True at real tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmzoo.errors import ZooError
-from mmzoo.layers.attention import KV, Rotary
+from mmzoo.layers.attention import Rotary
 from mmzoo.layers.block import BlockConfig, BlockStack, NormKind, TransformerBlock
 from mmzoo.layers.cache import KVCache
+from mmzoo.layers.image_kv import ImageKV
 from mmzoo.layers.init import init_bert, init_clip
 from mmzoo.layers.mlp import Activation
 from mmzoo.layers.norm import LayerNorm, build_norm
@@ -220,13 +222,26 @@ class TextBackbone(nn.Module):
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self.blocks.checkpointing = on
 
-    def project_context(self, context: Tensor) -> dict[int, KV]:
-        """Project `context` (B, N, cross_width) for every cross-attention layer once, to be used many times.
+    def project_context(
+        self, context: Tensor, layers: Iterable[int] | None = None, *, keep: Tensor | None = None
+    ) -> ImageKV:
+        """Project `context` (B, N, cross_width) once, for as many calls of `forward` as need it.
+
+        Args:
+            context: (B, N, cross_width).
+            layers: For which cross-attention layers, by number; None means all.
+            keep: (B, N) bool, True at real context tokens; None means all.
 
         Returns:
-            Each such layer's keys and values by layer number; pass it as `context` to `forward`.
+            Every such layer's keys and values; pass it as `context` to `forward`.
+
+        Raises:
+            ZooError: One of `layers` has no cross-attention.
         """
-        return {i: self._block(i).cross.project(context) for i in self.config.cross_layers}
+        layers = self.config.cross_layers if layers is None else tuple(layers)
+        if unfit := sorted(set(layers) - set(self.config.cross_layers)):
+            raise ZooError(f"layers {unfit} have no cross-attention, {list(self.config.cross_layers)} have.")
+        return ImageKV({i: self._block(i).cross.project(context) for i in layers}, keep)
 
     def _block(self, i: int) -> TransformerBlock:
         block = self.blocks[i]
@@ -241,7 +256,8 @@ class TextBackbone(nn.Module):
         types: Tensor | None = None,
         keep: Tensor | None = None,
         causal: bool | None = None,
-        context: Tensor | dict[int, KV] | None = None,
+        context: Tensor | ImageKV | None = None,
+        context_index: Tensor | None = None,
         context_keep: Tensor | None = None,
         layers: slice = slice(None),
         cache: KVCache | None = None,
@@ -256,8 +272,9 @@ class TextBackbone(nn.Module):
             types: (B, L) int64 token types, default 0.
             keep: (B, L) bool, True at real tokens (with a cache: over cached and new tokens); None means all.
             causal: Overrides the config.
-            context: (B, N, cross_width) tokens or what `project_context` gave.
-            context_keep: (B, N) bool, True at real context tokens.
+            context: Tokens (C, N, cross_width) of C images or other contexts, or what `project_context` gave.
+            context_index: (B,) int64: text b reads row `context_index[b]` of the context; None: row b.
+            context_keep: (C, N) bool, True at real context tokens; None takes the `ImageKV`'s own mask.
             layers: Which blocks to run; the final norm runs only when the last block does.
             cache: The caller's keys and values; the tokens of this call follow those it holds.
             right_padded: A promise that padding stands only behind the text. A causal backbone then needs no key
@@ -285,6 +302,11 @@ class TextBackbone(nn.Module):
                 f"{c.context} tokens, found {length}."
             )
         causal = c.causal if causal is None else causal
+        if context_keep is None and isinstance(context, ImageKV):
+            context_keep = context.keep
+        if context is not None and context_index is not None:
+            context = context[context_index]
+            context_keep = None if context_keep is None else context_keep[context_index]
         context_mask = FULL if context_keep is None else AttnMask(keep=context_keep)
         if packed:
             if keep is None or cache is not None or context is not None:
