@@ -26,7 +26,7 @@ from mmzoo.weights.layout import Layout, Plain
 from mmzoo.weights.maps import get_layout
 from mmzoo.weights.rules import Rule, invert
 from mmzoo.weights.write import is_file_name, open_writer, staged
-from mmzoo.zoo import FAMILIES, family_class, family_of, get_config
+from mmzoo.zoo import FAMILIES, config_from, describe_config, family_of, get_config
 
 __all__ = ["Conversion", "convert", "convert_with_report"]
 
@@ -203,7 +203,7 @@ def _incoming(path: Path, model: str | None, layout: str | None) -> _Incoming:
     if (checkpoint := opened.checkpoint) is not None:
         family = checkpoint.layout.family
         plain = checkpoint.describe(None if known is None else to_dict(known))
-        config = from_dict(family_class(FAMILIES[family], "config"), plain, str(path))
+        config = config_from(family, plain, str(path), plain.pop("kind", None))
         shapes = shapes_of(meta_model(FAMILIES[family], config))
         names = list(checkpoint.source.shapes())
         rest = rest_of(checkpoint.layout.rules(to_dict(config)), names)
@@ -300,9 +300,7 @@ def _holds(source: Path, file: Path) -> bool:
 
 
 def _config_file(incoming: _Incoming) -> Plain:
-    from mmzoo import __version__
-
-    return {"family": incoming.family, "mmzoo": __version__, "config": to_dict(incoming.config)}
+    return describe_config(incoming.config)
 
 
 def _processor_file(config: Any) -> Plain:

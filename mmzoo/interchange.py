@@ -22,7 +22,7 @@ from mmzoo.weights.layout import Plain, Unknown
 from mmzoo.weights.layout import fill as fill_unknown
 from mmzoo.weights.read import open_checkpoint
 from mmzoo.weights.rules import Drop, TensorSource, apply
-from mmzoo.zoo import FAMILIES, Family, family_class
+from mmzoo.zoo import FAMILIES, Family, config_from, model_class
 
 __all__ = ["OpenedWeights", "fill", "fill_tower", "filled_model", "meta_model", "open_weights", "shapes_of"]
 
@@ -44,7 +44,7 @@ class OpenedWeights(NamedTuple):
 def meta_model(family: Family, config: Any) -> nn.Module:
     """A model on the meta device: names and shapes without memory."""
     with torch.device("meta"):
-        model: nn.Module = family_class(family)(config)
+        model: nn.Module = model_class(family, config)(config)
     return model
 
 
@@ -66,24 +66,47 @@ def _own_config(path: Path) -> Any:
     told = read_json(file)
     if not isinstance(told, dict) or told.get("family") not in FAMILIES or "config" not in told:
         return None
-    return from_dict(family_class(FAMILIES[told["family"]], "config"), told["config"], str(file))
+    return config_from(told["family"], told["config"], str(file), told.get("kind"))
 
 
-def open_weights(path: Path, layout: str | None, family: str | None) -> OpenedWeights:
+def open_weights(
+    path: Path, layout: str | None, family: str | None, *, tower: str | None = None
+) -> OpenedWeights:
     """Open a checkpoint and find out what it is.
 
     Args:
         path: A file or folder.
         layout: Its layout where the names cannot tell, or to insist; `"mmzoo"` for our own.
         family: The family that is wanted; a published file of another one is refused by name.
+        tower: The only part of it that is wanted, None for all.
+
+    Raises:
+        UsageError: No such layout.
+        ZooError: It cannot be read, is of no known layout or of another family, or is a checkpoint of `mmzoo fit`
+            that lacks what is wanted.
     """
     source = open_checkpoint(path)
+    _refuse_partial(path, getattr(source, "left_out", ()), tower)
     if layout in (None, "mmzoo"):
         if _is_own(set(source.shapes())):
             return OpenedWeights(source, None, _own_config(path))
         if layout == "mmzoo":
             raise ZooError(f"{path} does not have mmzoo's own names; leave layout out to have it recognised.")
     return OpenedWeights(None, recognise(path, source, layout, family))
+
+
+def _refuse_partial(path: Path, left_out: tuple[str, ...], tower: str | None) -> None:
+    """Refuse a checkpoint of `mmzoo fit` that leaves out frozen weights which are wanted."""
+    lacking = [name for name in left_out if tower is None or name.split(".")[0] == tower]
+    if not lacking:
+        return
+    export = path.absolute().parent.parent / "export"
+    whole = str(export) if export.is_dir() else "the folder export/ of its run"
+    raise ZooError(
+        f"{path} leaves out the {len(lacking)} tensors that its run kept frozen and took from another file "
+        f"({', '.join(dict.fromkeys(name.split('.')[0] for name in lacking))}): it is for going on with that run. "
+        f"The whole model is in {whole}."
+    )
 
 
 # what a checkpoint may decide against the model name: the size of its head
@@ -192,7 +215,7 @@ def fill(family: Family, config: Any, state: dict[str, Tensor], where: str) -> n
     model = meta_model(family, config)
     # a guest tower may hold buffers that are computed at construction and stand in no file
     if any(name not in model.state_dict() for name, _ in model.named_buffers()):
-        model = family_class(family)(config)
+        model = model_class(family, config)(config)
     fit = getattr(model, "fit_state", None)
     load_strictly(model, fit(state) if fit else state, where)
     return model
@@ -222,7 +245,7 @@ def fill_tower(model: nn.Module, part: str, weights: str | Path) -> None:
             f"a {type(model).__name__} has no tower {part!r}: towers are called vision and text."
         )
     path, config = find_weights(weights), tower.config
-    opened = open_weights(path, None, None)
+    opened = open_weights(path, None, None, tower=part)
     if opened.checkpoint is not None:
         state = _tower_state(opened.checkpoint, part, type(tower), config)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmzoo.config import from_dict, to_dict
 from mmzoo.errors import UsageError, ZooError, nearest
@@ -24,13 +24,15 @@ __all__ = [
     "MODELS",
     "Entry",
     "Family",
+    "config_from",
     "create_model",
     "create_processor",
-    "family_class",
+    "describe_config",
     "family_of",
     "get_config",
     "list_models",
     "load",
+    "model_class",
     "save",
 ]
 
@@ -39,18 +41,22 @@ class Family(NamedTuple):
     """A family file and what its models can do.
 
     Attributes:
-        module: The module that holds `VARIANTS`, the config class and the model class.
-        model: Name of the model class.
-        config: Name of the config class.
-        capabilities: Names from `mmzoo.models.capabilities.CAPABILITIES`.
+        module: The module that holds `VARIANTS`, the config classes and the model classes.
+        models: Name of each config class to the name of the model class that it builds. The first is the family's
+            main model; the others are made for one task (answers, pairs of images).
+        capabilities: What the main model can do, names from `mmzoo.models.capabilities.CAPABILITIES`.
         paper: What to cite.
     """
 
     module: str
-    model: str
-    config: str
+    models: dict[str, str]
     capabilities: tuple[str, ...]
     paper: str
+
+    @property
+    def config(self) -> str:
+        """Name of the main model's config class."""
+        return next(iter(self.models))
 
 
 class Entry(NamedTuple):
@@ -77,23 +83,20 @@ class Entry(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "vit": Family(
         "mmzoo.models.vit",
-        "ViT",
-        "ViTConfig",
+        {"ViTConfig": "ViT"},
         ("classifies",),
         "Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929",
     ),
     "clip": Family(
         "mmzoo.models.clip",
-        "CLIP",
-        "CLIPConfig",
+        {"CLIPConfig": "CLIP"},
         ("embeds pairs",),
         "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, "
         "arXiv:2103.00020",
     ),
     "text": Family(
         "mmzoo.models.text",
-        "TextModel",
-        "TextModelConfig",
+        {"TextModelConfig": "TextModel"},
         (),
         "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, NAACL 2019, "
         "arXiv:1810.04805",
@@ -142,9 +145,40 @@ def _module(family: str) -> Any:
     return importlib.import_module(FAMILIES[family].module)
 
 
-def family_class(family: Family, part: Literal["model", "config"] = "model") -> Any:
-    """The model class or the config class of a family."""
-    return getattr(importlib.import_module(family.module), family.model if part == "model" else family.config)
+def model_class(family: Family, config: Any) -> Any:
+    """The class that a config builds."""
+    return getattr(importlib.import_module(family.module), family.models[type(config).__name__])
+
+
+def config_from(family: str, plain: dict[str, Any], where: str, kind: str | None = None) -> Any:
+    """A config out of plain data.
+
+    Args:
+        family: Its family's name.
+        plain: What `mmzoo.config.to_dict` wrote.
+        where: How to call the data in a message.
+        kind: Name of the config class; None for the main model's.
+
+    Raises:
+        ZooError: The family has no such kind, or the data does not fit it.
+    """
+    known = FAMILIES[family]
+    kind = kind or known.config
+    if kind not in known.models:
+        raise ZooError(f"{where} names the kind {kind!r}; {family} has {', '.join(known.models)}.")
+    return from_dict(getattr(_module(family), kind), plain, where)
+
+
+def describe_config(config: Any) -> dict[str, Any]:
+    """A config as plain data with its family and kind, as `config.json` holds it; `config_from` reads it back."""
+    from mmzoo import __version__
+
+    return {
+        "family": family_of(config),
+        "kind": type(config).__name__,
+        "mmzoo": __version__,
+        "config": to_dict(config),
+    }
 
 
 def family_of(model_or_config: object) -> str:
@@ -155,7 +189,7 @@ def family_of(model_or_config: object) -> str:
     """
     kind = type(model_or_config).__name__
     for name, family in FAMILIES.items():
-        if kind in (family.model, family.config):
+        if kind in family.models or kind in family.models.values():
             return name
     raise ZooError(f"a {kind} is neither a model nor a config of the zoo.")
 
@@ -210,9 +244,10 @@ def create_model(
     family = FAMILIES[entry.family]
     module = _module(entry.family)
     chosen = module.VARIANTS[name] if config is None else config
-    if type(chosen).__name__ != family.config:
+    kind = type(module.VARIANTS[name])
+    if type(chosen) is not kind:
         raise UsageError(
-            f"{name} takes a {family.config}, found a {type(chosen).__name__}: start from get_config({name!r})."
+            f"{name} takes a {kind.__name__}, found a {type(chosen).__name__}: start from get_config({name!r})."
         )
     if layout is not None and pretrained is None:
         raise UsageError(f"layout={layout!r} says how to read weights: give pretrained too.")
@@ -222,7 +257,7 @@ def create_model(
         filled = filled_model(name, entry.family, chosen, pretrained, layout, given=config is not None)
         return filled.to(device="cpu" if device is None else device, dtype=dtype or torch.float32).eval()
     with torch.device("cpu" if device is None else device):
-        model: nn.Module = family_class(family)(chosen)
+        model: nn.Module = model_class(family, chosen)(chosen)
     return model.to(dtype or torch.float32).eval()
 
 
@@ -270,7 +305,6 @@ def save(
     Raises:
         ZooError: The object is not a model of the zoo, or was changed so that its config does not describe it.
     """
-    from mmzoo import __version__
     from mmzoo.models.capabilities import capabilities_of
     from mmzoo.weights.card import model_card
     from mmzoo.weights.io import weights_hash, write_json, write_tensors
@@ -296,7 +330,7 @@ def save(
         citation=FAMILIES[family].paper,
     )
     with staged(folder) as stage:
-        write_json(stage / "config.json", {"family": family, "mmzoo": __version__, "config": to_dict(config)})
+        write_json(stage / "config.json", describe_config(config))
         write_json(stage / "processor.json", processor.to_dict())
         (stage / "README.md").write_text(card, encoding="utf-8")
         write_tensors(stage / "model.safetensors", state, {"family": family, "sha256": digest})
@@ -358,10 +392,7 @@ def load(folder: str | Path, *, device: str | torch.device | None = None) -> tup
         raise ZooError(
             f"{folder}/config.json names the family {name!r}; this version knows {', '.join(FAMILIES)}."
         )
-    module = _module(name)
-    config = from_dict(
-        getattr(module, FAMILIES[name].config), described.get("config", {}), f"{folder}/config.json"
-    )
+    config = config_from(name, described.get("config", {}), f"{folder}/config.json", described.get("kind"))
     file = folder / "model.safetensors"
     model = fill(FAMILIES[name], config, read_tensors(file), str(file))
     processor = Processor.from_dict(read_json(folder / "processor.json"))

@@ -61,7 +61,9 @@ def build_model(family: str, model: Any, pretrained: str | None) -> Any:
     known = [name for name, entry in MODELS.items() if entry.family == family]
     if not isinstance(model, str):
         if family_of(model) != family:
-            raise UsageError(f"expected a {FAMILIES[family].config}, found a {type(model).__name__}.")
+            raise UsageError(
+                f"expected a {' or '.join(FAMILIES[family].models)}, found a {type(model).__name__}."
+            )
         if pretrained is not None and not find_weights(pretrained).exists():
             raise UsageError(
                 f"pretrained: {pretrained!r} is no file or folder, and a tag belongs to a model's name: give the name "
@@ -242,8 +244,12 @@ class LitBase(LightningModule):
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the average and the seed; leave out frozen weights that come from a file anyway."""
-        checkpoint["mmzoo"] = {"seed": self._seed, "ema": self.ema.state_dict() if self.ema else None}
+        """Add the average and the seed; leave out frozen weights that come from a file anyway, and say which."""
+        checkpoint["mmzoo"] = {
+            "seed": self._seed,
+            "ema": self.ema.state_dict() if self.ema else None,
+            "left_out": sorted(name.removeprefix("model.") for name in self._left_out),
+        }
         for name in self._left_out:
             checkpoint["state_dict"].pop(name, None)
 
