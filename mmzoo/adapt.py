@@ -184,10 +184,7 @@ def add_lora(
     if _adapted(model):
         raise ZooError("this model has LoRA adapters already: merge them first, by mmzoo.adapt.merge_lora.")
     inside = {
-        id(m)
-        for part in parts_of(model, targets)
-        if isinstance(part, nn.Module)
-        for m in part.modules()
+        id(m) for part in parts_of(model, targets) if isinstance(part, nn.Module) for m in part.modules()
     }
     # a subclass of Linear does more than a matrix (UnitProjection normalises), which an adapter would go past
     linear = [name for name, m in model.named_modules() if id(m) in inside and type(m) is nn.Linear]
@@ -284,10 +281,7 @@ def quantize_int8(
     small = copy.deepcopy(model).eval()
     chosen = [name for name in parts if hasattr(model, name)] if tuple(parts) == ("vision", "text") else parts
     inside = {
-        id(m)
-        for part in parts_of(small, chosen)
-        if isinstance(part, nn.Module)
-        for m in part.modules()
+        id(m) for part in parts_of(small, chosen) if isinstance(part, nn.Module) for m in part.modules()
     }
     quantize_(small, Int8WeightOnlyConfig(), filter_fn=lambda m, _: type(m) is nn.Linear and id(m) in inside)
     was_training = model.training

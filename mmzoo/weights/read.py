@@ -31,10 +31,16 @@ SMALL = 1 << 26  # below which nobody is hurt
 
 
 class DictSource:
-    """Tensors that are in memory, or memory-mapped."""
+    """Tensors that are in memory, or memory-mapped.
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    Args:
+        tensors: The tensors by name.
+        left_out: Names of the model's tensors that the file says it leaves out.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], left_out: tuple[str, ...] = ()):
         self.tensors = dict(tensors)
+        self.left_out = left_out
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every name with its shape."""
@@ -55,6 +61,7 @@ class _Renamed:
 
     def __init__(self, source: TensorSource, names: Mapping[str, str]):
         self._source, self._names = source, names
+        self.left_out: tuple[str, ...] = getattr(source, "left_out", ())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = self._source.shapes()
@@ -148,7 +155,7 @@ def _read_zip(path: Path) -> DictSource:
                 raise ZooError(f"{path} is a zip archive of something else (it holds {held}).")
     except zipfile.BadZipFile as error:
         raise ZooError(f"{path} is a damaged zip archive ({error}): it may be truncated.") from None
-    return DictSource(load_torch(path))
+    return DictSource(*load_torch(path))
 
 
 def _from_index(index: Path) -> SafetensorsSource | DictSource:
@@ -169,7 +176,7 @@ def _from_index(index: Path) -> SafetensorsSource | DictSource:
     for file in files:
         if not file.is_file():
             raise ZooError(f"the shard {file} is missing: the download may be incomplete.")
-        shard = load_torch(file)
+        shard = load_torch(file).tensors
         if twice := sorted(merged.keys() & shard.keys()):
             raise ZooError(f"{file} and another shard both hold {twice[0]}: these are not one checkpoint.")
         merged |= shard
@@ -182,8 +189,8 @@ _FOLDER: list[tuple[str, Callable[[Path], TensorSource]]] = [
     ("model.safetensors.index.json", _from_index),
     ("open_clip_model.safetensors", lambda p: SafetensorsSource([p])),
     ("pytorch_model.bin.index.json", _from_index),
-    ("pytorch_model.bin", lambda p: DictSource(load_torch(p))),
-    ("open_clip_pytorch_model.bin", lambda p: DictSource(load_torch(p))),
+    ("pytorch_model.bin", lambda p: DictSource(*load_torch(p))),
+    ("open_clip_pytorch_model.bin", lambda p: DictSource(*load_torch(p))),
 ]
 
 
@@ -246,7 +253,7 @@ def _open_file(path: Path) -> TensorSource:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return SafetensorsSource([path])
     if head[:1] == b"\x80":  # a pickle, as torch wrote before 1.6
-        return DictSource(load_torch(path))
+        return DictSource(*load_torch(path))
     raise ZooError(
         f"{path} is of no kind that mmzoo reads: safetensors, torch, TorchScript, npz, ONNX or GGUF."
     )

@@ -4,7 +4,7 @@ Zip and legacy pickles go through torch's `weights_only` unpickler; of TorchScri
 the attributes are read, their code is not even parsed.
 
 A checkpoint of `mmzoo fit` gives the average of the weights where its run kept one: that is what validation measured
-and what the run exports.
+and what the run exports. It says which frozen weights it leaves out.
 """
 
 from __future__ import annotations
@@ -16,19 +16,32 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmzoo.errors import ZooError
 
-__all__ = ["bare_names", "load_script", "load_torch"]
+__all__ = ["TorchFile", "bare_names", "load_script", "load_torch"]
 
 # what a checkpoint's own tensors are called inside the dictionary that training scripts save
 STATE_KEYS = ("state_dict", "model", "model_state_dict", "module", "params", "weights")
 # what wrappers put before every name: DataParallel and DDP, torch.compile, a LightningModule's `self.model`
 PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+class TorchFile(NamedTuple):
+    """What a torch file holds.
+
+    Attributes:
+        tensors: Its tensors by name.
+        left_out: Names of the model's tensors that a checkpoint of `mmzoo fit` leaves out, because they were frozen
+            and came from another file.
+    """
+
+    tensors: dict[str, Tensor]
+    left_out: tuple[str, ...] = ()
 
 
 def bare_names(names: Iterable[str]) -> dict[str, str]:
@@ -65,12 +78,18 @@ def _plain_tensors(tree: Mapping[Any, Any], where: Path) -> dict[str, Tensor]:
 
 def _average(tree: Mapping[Any, Any]) -> Mapping[str, Tensor]:
     """The averaged weights in a checkpoint of `mmzoo fit`, by the model's own names; empty if there are none."""
-    for key in ("mmzoo", "ema", "average"):
+    average = _inside(tree, "mmzoo", "ema", "average")
+    return {str(name): value for name, value in average.items() if isinstance(value, Tensor)}
+
+
+def _inside(tree: Mapping[Any, Any], *keys: str) -> Mapping[Any, Any]:
+    """A mapping inside mappings; empty if it is not there."""
+    for key in keys:
         inner = tree.get(key)
         if not isinstance(inner, Mapping):
             return {}
         tree = inner
-    return {str(name): value for name, value in tree.items() if isinstance(value, Tensor)}
+    return tree
 
 
 def _check_plain(name: str, tensor: Tensor, where: Path) -> None:
@@ -82,7 +101,7 @@ def _check_plain(name: str, tensor: Tensor, where: Path) -> None:
         raise ZooError(f"{where}: {name} claims {tensor.numel():,} numbers and holds fewer: refused.")
 
 
-def load_torch(path: Path) -> dict[str, Tensor]:
+def load_torch(path: Path) -> TorchFile:
     """A torch file, by the unpickler that builds tensors and plain containers and nothing else."""
     from argparse import Namespace
 
@@ -105,7 +124,9 @@ def load_torch(path: Path) -> dict[str, Tensor]:
             raise _unreadable(path, error) from None
     if isinstance(loaded, Tensor) or not isinstance(loaded, Mapping):
         raise ZooError(f"{path} holds a {type(loaded).__name__}, not tensors by name.")
-    return _plain_tensors(loaded, path)
+    left_out = _inside(loaded, "mmzoo").get("left_out", ())
+    names = tuple(str(name) for name in left_out) if isinstance(left_out, (list, tuple)) else ()
+    return TorchFile(_plain_tensors(loaded, path), names)
 
 
 # how torch's unpickler names what it refuses

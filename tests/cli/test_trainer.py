@@ -315,7 +315,7 @@ WRONG = [
     (["--model.model", "clip-tinny"], 2, r"no model named 'clip-tinny'. Did you mean clip-tiny"),
     (["--model.model", "vit-tiny"], 2, r"vit-tiny is a vit model"),
     (["--model.model.vision.width", "97"], 2, r"model: written out, it must be whole; image_size, patch"),
-    (["--model.recipe.freeze", "[visoin]"], 2, r"no part 'visoin'. Did you mean vision"),
+    (["--model.recipe.freeze", "[visoin]"], 2, r"recipe.freeze: no part 'visoin'.* Did you mean vision"),
     (["--trainer.accelerator", "gpu"], 2, r"No supported gpu backend found"),
     (["--ckpt_path", "no.ckpt"], 2, r"no checkpoint 'no.ckpt'"),
     # data

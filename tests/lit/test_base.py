@@ -1,6 +1,7 @@
 """What all families' training shares, each claim with a test that fails without it."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import SGD, AdamW
 
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.interchange import fill_tower
 from mmzoo.lit import Checkpoints, LitCLIP, LitViT, Recipe
 
 
@@ -263,6 +265,18 @@ def test_frozen_weights_from_a_file_stay_out_of_checkpoints(toys, tmp_path):
         sizes[pretrained] = path.stat().st_size
         assert any(n.startswith("model.text.") for n in names) is (pretrained is None)
     assert sizes[str(tmp_path / "start")] < 0.5 * sizes[None]
+    # as weights it is half a model, which is said with the place of the whole one
+    told = rf"last\.ckpt leaves out the {len(module.model.text.state_dict())} tensors .* \(text\)"
+    with pytest.raises(ZooError, match=rf"{told}.*in the folder export/ of its run"):
+        mmzoo.create_model("clip-tiny", config=module.model.config, pretrained=path)
+    (tmp_path / "export").mkdir()
+    with pytest.raises(ZooError, match=rf"{told}.* is in {re.escape(str(tmp_path / 'export'))}\.$"):
+        mmzoo.convert(path, tmp_path / "out", layout="mmzoo", model="clip-tiny")
+    other = LitCLIP(toys.clip()).model
+    with pytest.raises(ZooError, match=told):
+        fill_tower(other, "text", path)
+    fill_tower(other, "vision", path)
+    assert torch.equal(other.vision.norm.weight, module.model.vision.norm.weight)
     # and it resumes strictly, the frozen weights coming from the file again
     again = LitCLIP(toys.clip(), str(tmp_path / "start"), optimizer=adamw(), recipe=Recipe(freeze=("text",)))
     trainer = toys.trainer(tmp_path, max_steps=4)
