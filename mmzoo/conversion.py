@@ -306,7 +306,7 @@ def _config_file(incoming: _Incoming) -> Plain:
 def _processor_file(config: Any) -> Plain:
     from mmzoo.processing.processor import Processor
 
-    return Processor(getattr(config, "image", None), getattr(config, "text_input", None)).to_dict()
+    return Processor.of(config).to_dict()
 
 
 def _card(incoming: _Incoming, name: str, ledger: _Ledger) -> str:

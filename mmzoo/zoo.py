@@ -278,7 +278,7 @@ def create_processor(name_or_model: str | nn.Module) -> Processor:
     else:
         family_of(name_or_model)
         config = name_or_model.config
-    return Processor(getattr(config, "image", None), getattr(config, "text_input", None))
+    return Processor.of(config)
 
 
 def save(

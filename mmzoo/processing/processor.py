@@ -24,6 +24,8 @@ class Processor:
         image_spec: How pixels become the model's input; None for a model that reads no images.
         text_spec: How words do; None for a model that reads no text.
         tokenizer: A tokenizer that fits `text_spec`; None builds it when it is first needed.
+        answers: The words of a model's closed list, in the order of its logits (`"yes"`, `"entailment"`); None where
+            nobody has named them.
 
     Example:
         >>> from PIL import Image
@@ -39,6 +41,7 @@ class Processor:
         image_spec: ImageSpec | None,
         text_spec: TextSpec | None = None,
         tokenizer: Tokenizer | None = None,
+        answers: Sequence[str] | None = None,
     ) -> None:
         if tokenizer is not None:
             if text_spec is None:
@@ -51,6 +54,7 @@ class Processor:
         self.text_spec = text_spec
         self._transform = None if image_spec is None else ImageTransform(image_spec)
         self._tokenizer = tokenizer
+        self.answers = None if answers is None else tuple(answers)
 
     def __repr__(self) -> str:
         return f"Processor({self.image_spec}, {self.text_spec})"
@@ -121,6 +125,8 @@ class Processor:
         if self.text_spec is not None:
             content["text"] = config.to_dict(self.text_spec)
             content["tokenizer"] = self.tokenizer.to_dict()
+        if self.answers is not None:
+            content["answers"] = list(self.answers)
         return content
 
     @classmethod
@@ -130,14 +136,26 @@ class Processor:
         Raises:
             ZooError: An entry is unknown, missing or does not fit.
         """
-        unknown = set(content) - {"image", "text", "tokenizer"}
+        unknown = set(content) - {"image", "text", "tokenizer", "answers"}
         if unknown or "image" not in content:
-            raise ZooError(f"processor.json must hold image, text and tokenizer; found {', '.join(content)}.")
+            raise ZooError(
+                f"processor.json must hold image, text, tokenizer and answers; found {', '.join(content)}."
+            )
+        answers = content.get("answers")
+        if answers is not None and not (
+            isinstance(answers, list) and all(isinstance(word, str) for word in answers)
+        ):
+            raise ZooError("processor.json: answers must be a list of words.")
         told = content["image"]
         image = None if told is None else config.from_dict(ImageSpec, told, "processor.json: image")
         if "text" not in content:
-            return cls(image)
+            return cls(image, answers=answers)
         text = config.from_dict(TextSpec, content["text"], "processor.json: text")
         if "tokenizer" not in content:
             raise ZooError("processor.json describes texts but holds no tokenizer.")
-        return cls(image, text, Tokenizer.from_dict(content["tokenizer"], text))
+        return cls(image, text, Tokenizer.from_dict(content["tokenizer"], text), answers)
+
+    @classmethod
+    def of(cls, model_config: Any) -> Processor:
+        """The preprocessing that a model's config describes."""
+        return cls(getattr(model_config, "image", None), getattr(model_config, "text_input", None))

@@ -159,3 +159,13 @@ def test_without_open_clip_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ZooError, match="pip install open_clip_torch"):
         open_clip_file("zero_shot_metadata.py")
+
+
+def test_answers_travel_with_the_processor() -> None:
+    """A closed list's words are saved in the order of the logits, and anything but words is refused."""
+    processor = Processor(ImageSpec(32), answers=["no", "yes"])
+    again = Processor.from_dict(processor.to_dict())
+    assert again.answers == ("no", "yes")
+    assert "answers" not in Processor(ImageSpec(32)).to_dict()
+    with pytest.raises(ZooError, match="list of words"):
+        Processor.from_dict(processor.to_dict() | {"answers": [1, 2]})
