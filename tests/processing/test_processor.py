@@ -98,9 +98,9 @@ def test_a_model_of_images_only_has_no_texts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("image"), "must hold image, text and tokenizer"),
+        (lambda c: c.pop("image"), "must hold image, text, tokenizer and answers"),
         (lambda c: c.pop("tokenizer"), "describes texts but holds no tokenizer"),
-        (lambda c: c.update(audio={}), "must hold image, text and tokenizer"),
+        (lambda c: c.update(audio={}), "must hold image, text, tokenizer and answers"),
         (lambda c: c["image"].update(sice=3), "has no field 'sice'"),
         (lambda c: c["text"].update(vocab=9), "embedding table has 9 rows"),
         (lambda c: c.update(tokenizer={"a": 1}), "stored tokenizer cannot be read"),
