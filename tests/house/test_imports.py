@@ -24,7 +24,7 @@ LAZY = {
     "webdataset": {"mmzoo/data/sources/stream.py"},
     "matplotlib": {"mmzoo/lit/files.py"},
     "easy_vqa": {"mmzoo/data/sources/easyvqa.py"},
-    "pyarrow": {"mmzoo/apps/embed.py"},
+    "pyarrow": {"mmzoo/apps/embeddings.py"},
     "peft": {"mmzoo/adapt.py"},
     "torchao": {"mmzoo/adapt.py"},
     "onnxruntime": {"mmzoo/apps/export.py"},
