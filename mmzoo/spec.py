@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mmzoo.errors import ZooError
+
 __all__ = [
     "BERT_VOCAB",
     "CLIP_MEAN",
@@ -38,21 +40,46 @@ class ImageSpec:
     """How pixels become a model's input.
 
     Attributes:
-        size: Height and width of the square input in pixels.
+        size: Height and width of the square input in pixels; of `"aspect"` the short side.
         mean: Per-channel mean subtracted from values in [0, 1].
         std: Per-channel divisor.
         fit: `"crop"` resizes the short side to `size / crop_pct` and cuts the centre (CLIP);
-            `"squash"` resizes both sides to `size` whatever the shape (ALBEF, BLIP, BLIP-2).
+            `"squash"` resizes both sides to `size` whatever the shape (ALBEF, BLIP, BLIP-2);
+            `"aspect"` keeps the shape (ViLT), so pictures differ in size and a batch is padded with zeros at the bottom
+            and at the right.
         interpolation: Resampling filter, always antialiased as PIL does it.
         crop_pct: Share of the resized short side that the centre crop keeps.
+        longest: Of `"aspect"`, the most pixels of the long side; where it would be longer, both sides shrink.
+        multiple: Of `"aspect"`, what both sides are rounded down to a multiple of, and never below: the patch.
     """
 
     size: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    fit: Literal["crop", "squash"] = "crop"
+    fit: Literal["crop", "squash", "aspect"] = "crop"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     crop_pct: float = 1.0
+    longest: int | None = None
+    multiple: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.fit == "aspect") != (self.longest is not None and self.multiple is not None):
+            raise ZooError('ImageSpec: fit="aspect" needs longest and multiple, and no other fit has them.')
+
+    def aspect_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that `"aspect"` resizes a picture to.
+
+        The short side becomes `size`, then both shrink if the long one exceeds `longest`, then both are rounded to
+        whole pixels and down to `multiple`; no side falls below one `multiple`, so that any strip has a result.
+        """
+        assert self.longest is not None and self.multiple is not None  # noqa: PT018 - one promise of __post_init__
+        scale = self.size / min(height, width)
+        sides = height * scale, width * scale
+        if max(sides) > self.longest:
+            scale = self.longest / max(sides)
+            sides = sides[0] * scale, sides[1] * scale
+        rows, columns = (max(1, int(side + 0.5) // self.multiple) * self.multiple for side in sides)
+        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -67,9 +94,15 @@ class TextSpec:
         vocab: Number of rows of the embedding table; a tokenizer with another size is refused.
         pad_to_context: True where padding is part of the function (a tower pooled at its last slot), so that
             texts must not be trimmed.
+        sep: Whether an end token follows the text. Of the WordPiece kinds only: ALBEF's own tokenizer appends no
+            [SEP] (salesforce/ALBEF issues 75 and 91), and with one the features differ silently.
+        clean: What is done to a text before it is cut into tokens: `"albef"` lower-cases it, deletes punctuation and
+            keeps 30 words (`mmzoo.processing.clean`).
     """
 
     kind: Literal["clip", "bert", "smollm", "tiny"]
     context: int
     vocab: int
     pad_to_context: bool = False
+    sep: bool = True
+    clean: Literal["albef"] | None = None

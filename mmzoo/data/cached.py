@@ -6,7 +6,7 @@ training.
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmzoo.data.reader import Broken, Prepare, Read, Step, nothing_usable
@@ -28,7 +28,7 @@ class CachedReader(Dataset[Read | ZooError]):
     Args:
         source: What to hold.
         prepare: What is done to samples; its `pixels` must not be random, since it is asked only once.
-        size: Height and width that `prepare.pixels` gives.
+        size: Side of what `prepare.pixels` gives in pixels, the short one where pictures keep their shape.
 
     Raises:
         ZooError: The set is too large for this, or nothing in it is usable.
@@ -45,7 +45,7 @@ class CachedReader(Dataset[Read | ZooError]):
         self.seen = len(source)
         self.broken: list[Broken] = []
         self._samples: list[Sample] = []
-        pixels = torch.empty(len(source), 3, size, size, dtype=torch.uint8)
+        self._pixels: list[Tensor] = []
         for index in range(len(source)):
             try:
                 sample = source[index]
@@ -56,11 +56,10 @@ class CachedReader(Dataset[Read | ZooError]):
             if isinstance(found, Broken):
                 self.broken.append(found)
                 continue
-            pixels[len(self._samples)] = found[1]
+            self._pixels.append(found[1].contiguous())
             self._samples.append(sample._replace(image=b""))
         if not self._samples:
             raise ZooError(nothing_usable(source.name, len(source), self.broken))
-        self._pixels = pixels[: len(self._samples)]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -70,5 +69,6 @@ class CachedReader(Dataset[Read | ZooError]):
         drawn = [prepare.draw(self._samples[i], mix(prepare.seed, step.epoch, i)) for i in step.indices]
         usable = [d for d in drawn if d is not None]
         assert len(usable) == len(drawn), "samples without a text were left out"
-        batch = prepare.batch(usable, self._pixels[torch.tensor(step.indices)], step.epoch, step.number)
+        pixels = [self._pixels[i] for i in step.indices]
+        batch = prepare.batch(usable, pixels, step.epoch, step.number)
         return Read(batch, len(drawn), [])

@@ -75,7 +75,8 @@ class PictureData(LightningDataModule, ABC):
         val_batch_size: Samples per evaluation batch, on each process.
         num_workers: Processes that read ahead; 0 reads in the training process.
         seed: Root of order and augmentation; left out: the run's seed (`seed_everything`).
-        crop: Random crop of each training picture; left out: between 90 % and all of it.
+        crop: Random crop of each training picture; left out: between 90 % and all of it, or the whole picture
+            for models that read pictures in their own shape (ViLT).
         augment: Changes to whole training batches; the default changes nothing.
         cache_images: Decode everything once and keep it at the model's size; for small sets. There is no crop
             then, only `augment`.
@@ -216,7 +217,8 @@ class PictureData(LightningDataModule, ABC):
 
     def _crop(self) -> ToPixels:
         assert self.processor is not None
-        crop = self.crop or Crop()
+        whole = self.processor.transform.spec.fit == "aspect"
+        crop = self.crop or (Crop(scale=(1, 1)) if whole else Crop())
         return TrainTransform(
             self.processor.transform.spec,
             scale=crop.scale,

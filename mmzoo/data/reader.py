@@ -18,7 +18,7 @@ from mmzoo.data.collate import Collate, Drawn, draw
 from mmzoo.data.sample import Sample, Source
 from mmzoo.errors import ZooError
 from mmzoo.processing.augment import BatchAugment
-from mmzoo.processing.image import BadImage, ImageSource, ImageTransform, normalize
+from mmzoo.processing.image import BadImage, ImageSource, ImageTransform, normalize, normalize_batch
 from mmzoo.seeds import mix
 from mmzoo.spec import ImageSpec
 
@@ -40,8 +40,8 @@ __all__ = [
 ToPixels = Callable[[ImageSource, torch.Generator], Tensor]
 """Makes an undecoded or decoded picture (3, H, W) uint8; raises `BadImage`."""
 
-Finish = Callable[[Tensor, torch.Generator], Tensor]
-"""Makes (B, 3, H, W) uint8 a model's input; in training it may augment the whole batch at once."""
+Finish = Callable[[Sequence[Tensor], torch.Generator], Tensor]
+"""Makes B pictures (3, H, W) uint8 a model's input; in training it may augment the whole batch at once."""
 
 TRIES = 100  # so many broken samples in a row mean a broken set, whatever share is allowed
 
@@ -100,6 +100,8 @@ class Whole:
 class Normalise:
     """`Finish` of every model: augment the batch if asked to, then subtract the mean and divide.
 
+    Pictures of different sizes are augmented one by one, and padded last of all: padding must stay exactly zero.
+
     Args:
         spec: Gives mean and standard deviation.
         augment: Changes pixels before that; None in evaluation.
@@ -109,9 +111,18 @@ class Normalise:
         self.spec = spec
         self.augment = augment
 
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, pixels: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """Give (B, 3, H, W) float32."""
-        return normalize(pixels if self.augment is None else self.augment(pixels, generator), self.spec)
+        if self.augment is None:
+            return normalize_batch(pixels, self.spec)
+        alike = len({picture.shape for picture in pixels}) == 1
+        groups = [torch.stack(list(pixels))] if alike else [picture[None] for picture in pixels]
+        changed = [self.augment(group, generator) for group in groups]
+        if self.spec.fit != "aspect":
+            return normalize(changed[0], self.spec)
+        # back to whole grey levels, none of which normalises to the exact zero that marks padding
+        levels = [picture for group in changed for picture in (group * 255).round().to(torch.uint8)]
+        return normalize_batch(levels, self.spec)
 
 
 class Prepare:
@@ -119,7 +130,7 @@ class Prepare:
 
     Args:
         pixels: Decodes and crops one picture.
-        finish: Normalises the stacked pictures, and augments them in training.
+        finish: Normalises and stacks pictures, and augments them in training.
         collate: Makes drawn samples and finished images a batch.
         seed: Root of all randomness.
         train: Draw texts at random; otherwise the first one is taken.
@@ -151,8 +162,8 @@ class Prepare:
         """Choose a sample's text; None if it needs one and has none."""
         return draw(sample, seed if self.train else None, needs_text=self.collate.needs_text)
 
-    def batch(self, drawn: Sequence[Drawn], pixels: Tensor, epoch: int, number: int) -> Any:
-        """Finish and collate (B, 3, H, W) uint8 pictures and their texts."""
+    def batch(self, drawn: Sequence[Drawn], pixels: Sequence[Tensor], epoch: int, number: int) -> Any:
+        """Finish and collate B uint8 pictures (3, H, W) and their texts."""
         return self.collate(drawn, self.finish(pixels, generator(mix(self.seed, epoch, number, 1))))
 
 
@@ -181,7 +192,7 @@ class BatchReader(Dataset[Read | ZooError]):
             items = [item for item in found if item is not None]
             if not items:
                 return Read(None, len(broken), broken)
-            pixels = torch.stack([picture for _, picture in items])
+            pixels = [picture for _, picture in items]
             batch = self.prepare.batch([drawn for drawn, _ in items], pixels, step.epoch, step.number)
             return Read(batch, len(items) + len(broken), broken)
         except ZooError as error:

@@ -42,6 +42,7 @@ __all__ = [
     "TrainTransform",
     "decode_image",
     "normalize",
+    "normalize_batch",
 ]
 
 # Where the resized long side would exceed so many times the short one, only what the crop keeps is computed:
@@ -68,11 +69,33 @@ def normalize(pixels: Tensor, spec: ImageSpec) -> Tensor:
     return torch.addcmul(offset[:, None, None], pixels.float(), factor[:, None, None])
 
 
+def normalize_batch(pixels: Sequence[Tensor], spec: ImageSpec) -> Tensor:
+    """Normalise pictures and stack them, padded with zeros at the bottom and at the right where sizes differ.
+
+    Padding comes after normalising, so it is exactly 0 in all channels. A real pixel never is, as long as 255 times the
+    mean is no whole number; so a model can read off the tensor what is padding (ViLT does).
+
+    Args:
+        pixels: B pictures `(3, H, W)`, uint8.
+        spec: Gives mean and standard deviation.
+
+    Returns:
+        `(B, 3, H, W)` float32 of the largest height and the largest width.
+    """
+    if len({picture.shape for picture in pixels}) == 1:
+        return normalize(torch.stack(list(pixels)), spec)
+    height, width = (max(picture.shape[side] for picture in pixels) for side in (1, 2))
+    out = torch.zeros(len(pixels), 3, height, width)
+    for row, picture in zip(out, pixels):
+        row[:, : picture.shape[1], : picture.shape[2]] = normalize(picture, spec)
+    return out
+
+
 class ImageTransform:
     """The evaluation transform of a model.
 
     Args:
-        spec: Size, crop or squash, filter and normalisation.
+        spec: Size, how a picture fits it, filter and normalisation.
         exact: Resize by PIL, bit for bit as open_clip and timm do with the same Pillow, strips longer than
             8 to 1 excepted. (Pillow 13 resizes columns before rows for some shapes; the default path keeps to
             the order of all earlier ones.)
@@ -96,7 +119,8 @@ class ImageTransform:
             images: B pictures of any size and mode.
 
         Returns:
-            `(B, 3, size, size)` float32, normalised.
+            `(B, 3, size, size)` float32, normalised; pictures that keep their shape are padded with zeros to the
+            largest of the call.
 
         Raises:
             UsageError: Not a non-empty list of PIL images.
@@ -114,7 +138,7 @@ class ImageTransform:
         return self.load_batch(images)
 
     def load_batch(self, sources: Sequence[ImageSource]) -> Tensor:
-        """Decode and transform: `(B, 3, size, size)` float32, normalised.
+        """Decode and transform, as a call does with decoded pictures.
 
         Raises:
             UsageError: The list is empty.
@@ -122,10 +146,12 @@ class ImageTransform:
         """
         if not sources:
             raise UsageError("there are no images: the list is empty.")
-        return normalize(torch.stack([self.pixels(source) for source in sources]), self.spec)
+        return normalize_batch([self.pixels(source) for source in sources], self.spec)
 
     def pixels(self, source: ImageSource) -> Tensor:
         """Decode, resize and crop one picture to `(3, size, size)` uint8, left for `normalize`.
+
+        A picture that keeps its shape (`fit="aspect"`) becomes `(3, H, W)` of `spec.aspect_size`.
 
         Raises:
             BadImage: The picture cannot be used.
@@ -134,6 +160,8 @@ class ImageTransform:
         if spec.fit == "squash":
             return _resize(pixels, (size, size), spec, self.exact)
         height, width = pixels.shape[-2:]
+        if spec.fit == "aspect":
+            return _resize(pixels, spec.aspect_size(height, width), spec, self.exact)
         short = math.floor(size / spec.crop_pct)
         # torchvision's rounding: the long side is cut down, a half in the crop's corner goes to the even
         # neighbour.
@@ -152,9 +180,12 @@ class ImageTransform:
 class TrainTransform:
     """Random resized crop for training, on uint8.
 
+    A model whose pictures keep their shape (`fit="aspect"`) is trained on whole pictures, as ViLT was: there is no crop
+    then, only `flip`.
+
     Attributes:
         spec: Size and filter; its mean and standard deviation are left to `normalize`.
-        scale: Bounds of the crop's share of the area.
+        scale: Bounds of the crop's share of the area; (1, 1) where pictures keep their shape.
         ratio: Bounds of the crop's width / height.
         flip: Mirror half of the pictures. Off by default, as captions may speak of left and right.
         fast_decode: Decode JPEG at 1/2, 1/4 or 1/8 where the crop is still as large as the input. Faster for
@@ -174,6 +205,11 @@ class TrainTransform:
             raise UsageError(
                 f"scale must be two shares of the area with 0 < low <= high <= 1, not {self.scale}."
             )
+        if self.spec.fit == "aspect" and self.scale != (1, 1):
+            raise UsageError(
+                f"this model reads whole pictures in their own shape, so they are not cropped at random: scale must be "
+                f"(1, 1), not {self.scale}."
+            )
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UsageError(f"ratio must be two numbers with 0 < low <= high, not {self.ratio}.")
 
@@ -185,7 +221,7 @@ class TrainTransform:
             generator: The only source of randomness; always the same number of draws is taken from it.
 
         Returns:
-            `(3, size, size)` uint8, for `normalize` once a batch is complete.
+            `(3, size, size)` uint8 (or `(3, H, W)`, see above), for `normalize` once a batch is complete.
 
         Raises:
             BadImage: The picture cannot be used.
@@ -195,7 +231,6 @@ class TrainTransform:
         return pixels.flip(-1) if self.flip and draws[-1] < 0.5 else pixels
 
     def _crop(self, source: ImageSource, draws: list[float]) -> Tensor:
-        size = self.spec.size
         if isinstance(source, Image.Image):
             pixels = decode_pixels(source, self.max_pixels)
         else:
@@ -206,14 +241,20 @@ class TrainTransform:
                     return crop
             pixels = decode_bytes(data, name, self.max_pixels)
         top, left, h, w = self._box(pixels.shape[1], pixels.shape[2], draws)
-        return _resize(pixels[:, top : top + h, left : left + w], (size, size), self.spec)
+        return _resize(pixels[:, top : top + h, left : left + w], self._size(h, w), self.spec)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that a crop is resized to."""
+        spec = self.spec
+        return spec.aspect_size(height, width) if spec.fit == "aspect" else (spec.size, spec.size)
 
     def _scaled_crop(self, image: Image.Image, name: str, draws: list[float]) -> Tensor | None:
         """The crop out of a JPEG decoded at a fraction of its size, or None where that does not apply."""
-        size, (width, height) = self.spec.size, image.size
+        width, height = image.size
         top, left, h, w = self._box(height, width, draws)
+        new_h, new_w = self._size(h, w)
         # Pillow picks the strongest reduction that is not smaller than what is asked for.
-        image.draft("RGB", (math.ceil(width * size / w), math.ceil(height * size / h)))
+        image.draft("RGB", (math.ceil(width * new_w / w), math.ceil(height * new_h / h)))
         if image.size == (width, height):
             return None
         # Each decoded pixel stands for exactly `factor` of the file's; the last one may reach over the edge,
@@ -221,10 +262,12 @@ class TrainTransform:
         factor = round(width / image.width)
         box = (left / factor, top / factor, (left + w) / factor, (top + h) / factor)
         resample = _PIL_FILTER[self.spec.interpolation]
-        return to_pixels(to_rgb(image, name).resize((size, size), resample, box=box))
+        return to_pixels(to_rgb(image, name).resize((new_w, new_h), resample, box=box))
 
     def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop: as in torchvision, the first of ten tries that fits."""
+        if self.spec.fit == "aspect":
+            return 0, 0, height, width
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for attempt in range(_TRIES):
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[2 * attempt])

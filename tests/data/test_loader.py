@@ -19,7 +19,7 @@ from mmzoo.data.reader import BatchReader, Broken, Prepare
 from mmzoo.data.sample import Sample
 from mmzoo.data.sources.jsonl import JsonlSource
 from mmzoo.errors import ZooError
-from mmzoo.processing.image import ImageTransform, TrainTransform, normalize
+from mmzoo.processing.image import ImageTransform, TrainTransform, normalize_batch
 from mmzoo.processing.processor import Processor
 from mmzoo.seeds import mix
 from mmzoo.spec import ImageSpec, TextSpec
@@ -112,7 +112,7 @@ class _Finish:
         self.train = train
 
     def __call__(self, pixels, generator):
-        images = normalize(pixels, SPEC)
+        images = normalize_batch(pixels, SPEC)
         return images + torch.rand(images.shape, generator=generator) if self.train else images
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -90,7 +89,7 @@ class ShardStream(IterableDataset[Read | ZooError]):
         if len(broken) == len(raw):
             raise ZooError(in_a_row(self.name, broken))
         items = [_next_healthy(found, i) for i in range(len(found))]
-        pixels = torch.stack([picture for _, picture in items])
+        pixels = [picture for _, picture in items]
         batch = self.prepare.batch([drawn for drawn, _ in items], pixels, self.epoch, overall)
         return Read(batch, len(raw) + len(unreadable), unreadable + broken)
 
