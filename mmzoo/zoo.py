@@ -94,6 +94,18 @@ FAMILIES: dict[str, Family] = {
         "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, "
         "arXiv:2103.00020",
     ),
+    "albef": Family(
+        "mmzoo.models.albef",
+        {
+            "ALBEFConfig": "ALBEF",
+            "ALBEFVQAConfig": "ALBEFVQA",
+            "ALBEFNLVR2Config": "ALBEFNLVR2",
+            "ALBEFVEConfig": "ALBEFVE",
+        },
+        ("embeds pairs", "scores pairs", "shares images"),
+        "Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum Distillation, NeurIPS "
+        "2021, arXiv:2107.07651",
+    ),
     "text": Family(
         "mmzoo.models.text",
         {"TextModelConfig": "TextModel"},
@@ -129,6 +141,11 @@ MODELS: dict[str, Entry] = {
     "clip-vit-h14-laion": Entry("clip", 986_109_441, 224),
     "clip-vit-g14-laion": Entry("clip", 1_366_678_273, 224),
     "clip-tiny": Entry("clip", 1_161_601, 24),
+    "albef-b16": Entry("albef", 209_937_725, 256),
+    "albef-b16-vqa": Entry("albef", 290_336_058, 384, only=("shares images", "answers questions")),
+    "albef-b16-nlvr2": Entry("albef", 259_381_250, 384, only=("shares images",)),
+    "albef-b16-ve": Entry("albef", 209_758_467, 384, only=("shares images",)),
+    "albef-tiny": Entry("albef", 1_485_667, 24),
     "bert-base": Entry("text", 108_891_648, None),
     "minilm-l6": Entry("text", 22_565_376, None),
     "smollm2-135m": Entry("text", 134_515_008, None),

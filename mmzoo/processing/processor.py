@@ -113,6 +113,10 @@ class Processor:
         """
         return self.tokenizer(texts)
 
+    def framed(self, texts: Sequence[str]) -> Texts:
+        """Make of strings what a decoder writes or ranks: as `texts`, always with an end token, never cleaned."""
+        return self.tokenizer.framed(texts)
+
     def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
         """Turn `(T, L)` ids back into T strings without special tokens."""
         return self.tokenizer.decode(ids)

@@ -7,11 +7,9 @@ ids equal those of `open_clip.get_tokenizer("ViT-B-32")` and of transformers' `B
 from __future__ import annotations
 
 import gzip
-import html
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.processing.clean import CLEAN_UPS, CLIP_BEGIN, CLIP_END, LONGEST_WORD, PREPARE
 from mmzoo.processing.gguf_vocabulary import read_gguf_vocabulary
 from mmzoo.processing.templates import open_clip_file
 from mmzoo.spec import TextSpec
@@ -38,7 +37,7 @@ class Texts(NamedTuple):
     Attributes:
         ids: `(T, L)` int64; L is the longest of the call, or the context where padding is part of the
             function.
-        keep: `(T, L)` bool; True from the begin token to the end token.
+        keep: `(T, L)` bool; True from the begin token to the last of the text, the end token where there is one.
     """
 
     ids: Tensor
@@ -64,7 +63,7 @@ class _Kind:
 
 _BERT = _Kind("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]", ("[DEC]", "[ENC]"))
 # CLIP pads with id 0, which is also the word "!"; its byte alphabet leaves nothing unknown.
-_CLIP = _Kind("<start_of_text>", "<end_of_text>", "!", "<end_of_text>", None)
+_CLIP = _Kind(CLIP_BEGIN, CLIP_END, "!", CLIP_END, None)
 # SmolLM frames no text with them: a language model goes on from where the text stops.
 _SMOLLM = _Kind("<|im_start|>", "<|im_end|>", "<|im_end|>", "<|endoftext|>", None)
 _KINDS = {"clip": _CLIP, "bert": _BERT, "smollm": _SMOLLM, "tiny": _BERT}
@@ -123,10 +122,15 @@ class Tokenizer:
             ids[token] for token in (kind.bos, kind.eos, kind.pad, kind.unk)
         )
         self.mask_id: int | None = ids[kind.mask] if kind.mask else None
+        if not spec.sep:
+            if kind is not _BERT:
+                raise ZooError(f"sep=False is for WordPiece; a {spec.kind!r} text keeps its end token.")
+            core.post_processor = _frame(kind, ids, end=False)
         core.no_padding()
         core.enable_truncation(spec.context)  # counts the special tokens in, so the end token stays
         self._core = core
-        self._prepare: Callable[[str], str] = _PREPARE[spec.kind]
+        self._split_ready: Callable[[str], str] = PREPARE[spec.kind]
+        self._clean: Callable[[str], str] | None = CLEAN_UPS[spec.clean] if spec.clean else None
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -144,6 +148,9 @@ class Tokenizer:
             )
         return found
 
+    def _prepare(self, text: str) -> str:
+        return self._split_ready(text if self._clean is None else self._clean(text))
+
     def tokens(self, text: str) -> list[str]:
         """The pieces of one text as they stand in the vocabulary, special tokens included."""
         pieces: list[str] = self._core.encode(self._prepare(text)).tokens
@@ -157,8 +164,7 @@ class Tokenizer:
         """Tokenize.
 
         Args:
-            texts: T strings. One that is too long is cut and keeps its end token; an empty one is begin and
-                end.
+            texts: T strings. One that is too long is cut and keeps its end token; an empty one is begin and end.
 
         Returns:
             Ids and key mask, trimmed to the longest text of the call (or padded to the context where the spec
@@ -168,8 +174,30 @@ class Tokenizer:
             UsageError: Not a non-empty list of strings.
         """
         rows = [e.ids for e in self._core.encode_batch_fast([self._prepare(t) for t in check_texts(texts)])]
+        return self._padded(rows, self.spec.context if self.spec.pad_to_context else 0)
+
+    def framed(self, texts: Sequence[str]) -> Texts:
+        """Tokenize what a decoder writes or is asked about: begin token, the text as it is, end token.
+
+        Whatever the spec says of inputs, there is an end token and no clean-up.
+
+        Args:
+            texts: T strings, cut to the context.
+
+        Returns:
+            Ids and key mask, trimmed to the longest text of the call.
+
+        Raises:
+            UsageError: Not a non-empty list of strings.
+        """
+        ready = [self._split_ready(t) for t in check_texts(texts)]
+        inner = [e.ids for e in self._core.encode_batch_fast(ready, add_special_tokens=False)]
+        return self._padded([[self.bos_id, *row[: self.spec.context - 2], self.eos_id] for row in inner], 0)
+
+    def _padded(self, rows: list[list[int]], least: int) -> Texts:
+        """Rows of ids side by side, `least` tokens wide at least."""
         lengths = [len(row) for row in rows]
-        width = self.spec.context if self.spec.pad_to_context else max(lengths)
+        width = max(least, *lengths)
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
         return Texts(ids, torch.arange(width) < torch.tensor(lengths)[:, None])
 
@@ -302,7 +330,7 @@ def _wordpiece(entries: Sequence[str]) -> Core:
     """BERT's lower-casing WordPiece over these entries."""
     vocabulary = {entry: index for index, entry in enumerate(entries)}
     core = Core(
-        models.WordPiece(vocab=vocabulary, unk_token=_BERT.unk, max_input_chars_per_word=_LONGEST_WORD)
+        models.WordPiece(vocab=vocabulary, unk_token=_BERT.unk, max_input_chars_per_word=LONGEST_WORD)
     )
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -314,10 +342,10 @@ def _wordpiece(entries: Sequence[str]) -> Core:
     return core
 
 
-def _frame(kind: _Kind, vocabulary: dict[str, int]) -> processors.TemplateProcessing:
+def _frame(kind: _Kind, vocabulary: dict[str, int], *, end: bool = True) -> processors.TemplateProcessing:
     """Begin token, text, end token."""
     return processors.TemplateProcessing(
-        single=f"{kind.bos} $A {kind.eos}",
+        single=f"{kind.bos} $A {kind.eos}" if end else f"{kind.bos} $A",
         special_tokens=[(kind.bos, vocabulary[kind.bos]), (kind.eos, vocabulary[kind.eos])],
     )
 
@@ -345,7 +373,7 @@ def _clip_json() -> str:
     ]
     vocabulary = {entry: index for index, entry in enumerate(entries)}
     core = Core(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=_CLIP.unk))
-    # Words come apart in `_prepare_clip`, one per line: the regular expressions of `tokenizers` know an older
+    # Words come apart in `mmzoo.processing.clean`, one per line: the regular expressions of `tokenizers` know an older
     # Unicode than those of open_clip, and would split letters and numbers of newer scripts elsewhere.
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -358,50 +386,3 @@ def _clip_json() -> str:
     core.post_processor = _frame(_CLIP, vocabulary)
     content: str = core.to_str()
     return content
-
-
-def _clip_words(letters: str, digits: str) -> str:
-    """CLIP's word pattern: contractions, runs of letters, single digits, runs of any other visible signs."""
-    return rf"{_CLIP.bos}|{_CLIP.eos}|'s|'t|'re|'ve|'m|'ll|'d|[{letters}]+|[{digits}]|[^\s{letters}{digits}]+"
-
-
-_ASCII_WORDS = re.compile(_clip_words("a-z", "0-9"))
-
-
-@cache
-def _unicode_words() -> Any:
-    import regex  # knows \p{L}; comes with open_clip, as does ftfy
-
-    return regex.compile(_clip_words(r"\p{L}", r"\p{N}"), regex.IGNORECASE)
-
-
-def _prepare_clip(text: str) -> str:
-    """Clean as open_clip does (encoding, HTML entities, white space, case) and put one word on a line."""
-    if text.isascii() and text.isprintable() and "&" not in text:
-        return "\n".join(_ASCII_WORDS.findall(text.lower()))  # nothing here that ftfy or html would change
-    import ftfy
-
-    clean = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return "\n".join(_unicode_words().findall(" ".join(clean.split()).lower()))
-
-
-def _prepare_tiny(text: str) -> str:
-    """As `bert`, but break endless words, which would be unknown, so that ASCII text never is."""
-    return _ENDLESS.sub(r"\1 ", _prepare_bert(text))
-
-
-def _prepare_bert(text: str) -> str:
-    """Join surrogate pairs and replace lone ones, which cannot be written as UTF-8."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-_LONGEST_WORD = 100  # BERT's own limit in characters; a longer word is unknown
-_ENDLESS = re.compile(rf"(\S{{{_LONGEST_WORD}}})(?=\S)")
-_PREPARE = {
-    "clip": _prepare_clip,
-    "bert": _prepare_bert,
-    "smollm": _prepare_bert,
-    "tiny": _prepare_tiny,
-}

@@ -1,0 +1,405 @@
+"""ALBEF (Li et al. 2021): align image and text first, then read the words with the image.
+
+    image -> ViT -------------> tokens --- keys and values ----.
+                                  |                             v
+    text --> BERT layers 0-5 -> states -> BERT layers 6-11, each with cross-attention
+                                  |         first token: do they match?   masked token: which word?
+              first tokens -> linear -> unit vectors -> cosine x exp(logit_scale)
+
+Towers and fusion are `mmzoo.towers.reader.Reader`. On it stand `ALBEF`, the model of pre-training and retrieval, and
+one class per task: `ALBEFVQA` ranks answers with a decoder that reads the question as the fusion half left it;
+`ALBEFNLVR2` reads a sentence with two images, its fusion layers doubled so that even ones see the first image and odd
+ones the second; `ALBEFVE` says whether an image entails a sentence.
+
+Sizes and epsilons are those of salesforce/ALBEF.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmzoo.errors import UsageError, ZooError
+from mmzoo.layers.attention import CrossAttention
+from mmzoo.layers.block import TransformerBlock
+from mmzoo.layers.heads import Classifier, MaskedWords, UnitProjection, multiplier
+from mmzoo.layers.image_kv import ImageKV
+from mmzoo.spec import BERT_VOCAB, HALF, TINY_VOCAB, ImageSpec, TextSpec
+from mmzoo.towers import TextBackbone, TextConfig, VisionConfig
+from mmzoo.towers.reader import Reader, ReaderConfig
+from mmzoo.towers.text import bert_text
+
+__all__ = [
+    "ALBEF",
+    "ALBEFNLVR2",
+    "ALBEFVE",
+    "ALBEFVQA",
+    "VARIANTS",
+    "ALBEFConfig",
+    "ALBEFNLVR2Config",
+    "ALBEFVEConfig",
+    "ALBEFVQAConfig",
+]
+
+
+@dataclass(frozen=True)
+class ALBEFConfig(ReaderConfig):
+    """Towers and heads of the model for pre-training and retrieval.
+
+    Attributes:
+        embed: Width E of the common space.
+        words: Whether there is a head for masked words (retrieval models have none).
+        logit_scale: Start of the learned log-scale.
+    """
+
+    embed: int = 256
+    words: bool = True
+    logit_scale: float = math.log(1 / 0.07)
+
+
+@dataclass(frozen=True)
+class ALBEFVQAConfig(ReaderConfig):
+    """Towers and answer decoder.
+
+    Attributes:
+        decoder: A causal transformer over answers, whose every layer attends to the question's states.
+    """
+
+    decoder: TextConfig
+
+
+@dataclass(frozen=True)
+class ALBEFNLVR2Config(ReaderConfig):
+    """Towers and head for two images and a sentence. The text transformer has an even number of `cross_layers`.
+
+    Attributes:
+        task: `"compare"`: is the sentence true of the two images? `"assign"`: which of them does it describe, the
+            first, the second or neither (text assignment, which pre-trains the doubled layers)?
+        embed: Width of the common space in which text assignment finds images that are alike.
+    """
+
+    task: Literal["compare", "assign"] = "compare"
+    embed: int = 256
+
+
+@dataclass(frozen=True)
+class ALBEFVEConfig(ReaderConfig):
+    """Towers of the model for visual entailment.
+
+    Attributes:
+        classes: Number of relations; SNLI-VE has entailment, neutral, contradiction.
+    """
+
+    classes: int = 3
+
+
+def _vit_b16(size: int) -> VisionConfig:
+    """DeiT-B/16's shape."""
+    return VisionConfig(
+        image_size=size, patch=16, width=768, depth=12, heads=12, hidden=3072, norm_eps=1e-6, act="gelu",
+        init="timm", resample="albef",
+    )  # fmt: skip
+
+
+_BERT = bert_text(cross_layers=tuple(range(6, 12)), cross_width=768)
+_TWIN = replace(_BERT, depth=18, cross_layers=tuple(range(6, 18)))
+_ANSWERS = bert_text(depth=6, cross_layers=tuple(range(6)), cross_width=768, causal=True)
+# 25 tokens in pre-training and for questions; other sentences are cut after 30 words, which is seldom 50 tokens
+_CAPTION = TextSpec("bert", context=25, vocab=BERT_VOCAB, sep=False, clean="albef")
+_SENTENCE = replace(_CAPTION, context=50)
+
+# 24 px and 16 patches suffice for drawings and shapes; from scratch the mean of patches learns faster than a token
+_TINY_VISION = VisionConfig(
+    image_size=24, patch=6, width=128, depth=3, heads=4, hidden=512, norm_eps=1e-6, act="gelu", init="google",
+    resample="albef", pool="mean", cls_token=False,
+)  # fmt: skip
+_TINY_TEXT = bert_text(
+    vocab=TINY_VOCAB, context=32, width=96, depth=4, heads=3, hidden=384, cross_layers=(2, 3), cross_width=128,
+    dropout=0.0, attn_dropout=0.0,
+)  # fmt: skip
+_TINY_IMAGE = ImageSpec(24, HALF, HALF, fit="squash")
+_TINY_WORDS = TextSpec("tiny", context=32, vocab=TINY_VOCAB, sep=False, clean="albef")
+
+VARIANTS: dict[str, ReaderConfig] = {
+    "albef-b16": ALBEFConfig(_vit_b16(256), _BERT, ImageSpec(256, fit="squash"), _CAPTION),
+    "albef-b16-vqa": ALBEFVQAConfig(_vit_b16(384), _BERT, ImageSpec(384, fit="squash"), _CAPTION, _ANSWERS),
+    "albef-b16-nlvr2": ALBEFNLVR2Config(_vit_b16(384), _TWIN, ImageSpec(384, fit="squash"), _SENTENCE),
+    "albef-b16-ve": ALBEFVEConfig(_vit_b16(384), _BERT, ImageSpec(384, fit="squash"), _SENTENCE),
+    "albef-tiny": ALBEFConfig(_TINY_VISION, _TINY_TEXT, _TINY_IMAGE, _TINY_WORDS, embed=128),
+}
+
+
+class ALBEF(Reader):
+    """Embeds, matches and completes pairs. Capabilities: `EmbedsPairs`, `ScoresPairs`, `SharesImages`.
+
+    Attributes:
+        logit_scale: Learned log of the multiplier of the cosines (the reference learns its inverse).
+        mlm: The head for masked words, or None. Its table is that of the word embeddings.
+    """
+
+    config: ALBEFConfig
+
+    def __init__(self, config: ALBEFConfig):
+        super().__init__(config)
+        c = config
+        self.vision_proj = UnitProjection(c.vision.width, c.embed)
+        self.text_proj = UnitProjection(c.text.width, c.embed)
+        self.logit_scale = nn.Parameter(torch.tensor(c.logit_scale))
+        self.match_head = nn.Linear(c.text.width, 2)
+        self.mlm = _word_head(c.text, self.text) if c.words else None
+
+    @property
+    def scale(self) -> Tensor:
+        """The multiplier of the cosines, `exp(logit_scale)`, a float32 scalar whatever the autocast."""
+        return multiplier(self.logit_scale)
+
+    def embed_image(self, tokens: Tensor) -> Tensor:
+        """Image tokens (B, N, D) to unit vectors (B, E)."""
+        return self.vision_proj(self.pool_image(tokens))
+
+    def embed_text(self, states: Tensor) -> Tensor:
+        """States (T, L, D) of the text half to unit vectors (T, E)."""
+        return self.text_proj(states[:, 0])
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embed `images` (B, 3, H, W) as unit vectors (B, E)."""
+        return self.embed_image(self.image_tokens(images))
+
+    def encode_text(self, ids: Tensor, keep: Tensor) -> Tensor:
+        """Embed texts (T, L) as unit vectors (T, E)."""
+        return self.embed_text(self.text_states(ids, keep))
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """Cosines (B, T) of unit vectors (B, E) and (T, E)."""
+        return image @ text.T
+
+    def match(
+        self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor, image_index: Tensor | None = None
+    ) -> Tensor:
+        """Say whether texts and images match; arguments as of `forward`.
+
+        Returns:
+            Logits (T, 2), column 1 = match.
+        """
+        return self.match_head(self(images, ids, keep, image_index)[:, 0])
+
+    def match_states(
+        self,
+        states: Tensor,
+        keep: Tensor,
+        kv: ImageKV,
+        image_index: Tensor | None = None,
+        *,
+        packed: bool = False,
+    ) -> Tensor:
+        """As `match`, from what the text half has read already; arguments as of `fuse`."""
+        return self.match_head(self.fuse(states, keep, kv, image_index, packed=packed)[:, 0])
+
+
+class ALBEFVQA(Reader):
+    """Ranks answers to questions about images. Capabilities: `RanksAnswers`, `SharesImages`."""
+
+    config: ALBEFVQAConfig
+
+    def __init__(self, config: ALBEFVQAConfig):
+        super().__init__(config)
+        d = config.decoder
+        if not d.causal or d.cross_width != config.text.width or d.vocab != config.text.vocab:
+            raise ZooError(
+                f"the answer decoder is causal and shares width {config.text.width} and {config.text.vocab} words "
+                f"with the text half; found causal={d.causal}, cross_width {d.cross_width}, {d.vocab} words."
+            )
+        self.decoder = TextBackbone(d)
+        self.lm = _word_head(d, self.decoder)
+
+    def read_question(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> ImageKV:
+        """Read questions (B, L) with their images (arguments as of `forward`) for the decoder to attend to."""
+        return self.decoder.project_context(self(images, ids, keep), keep=keep)
+
+    def answer_states(self, question: ImageKV, ids: Tensor, question_index: Tensor | None = None) -> Tensor:
+        """Read answers from left to right.
+
+        Args:
+            question: What `read_question` made of B questions.
+            ids: (R, L) int64, each row begin token, answer, end token, padding.
+            question_index: (R,) int64, the question of each answer; None: answer r to question r.
+
+        Returns:
+            (R, L, D): position l is for `lm` to name token l + 1.
+        """
+        return self.decoder(ids, context=question, context_index=question_index, right_padded=True).tokens
+
+    @torch.no_grad()
+    def rank_answers(
+        self,
+        images: Tensor | ImageKV,
+        ids: Tensor,
+        keep: Tensor,
+        answers: tuple[Tensor, Tensor],
+        k: int = 128,
+        *,
+        first_token_twice: bool = False,
+        rows: int = 512,
+    ) -> Tensor:
+        """Score every answer of a list, in two steps: the k whose first token is likeliest are spelt to their end.
+
+        Args:
+            images: (B, 3, H, W), or their `ImageKV`.
+            ids: (B, L) int64 questions.
+            keep: (B, L) bool.
+            answers: Ids (A, La) int64 and keep (A, La) bool, from `Processor.framed`.
+            k: How many to spell; all if there are no more.
+            first_token_twice: Count the first token's log-probability in both steps, as the reference does by
+                mistake (salesforce/BLIP issue 208).
+            rows: Answers in memory at once.
+
+        Returns:
+            (B, A) log-probabilities; -inf where the first step left an answer out.
+
+        Raises:
+            UsageError: k is below 1, or there is an answer without a token after the begin token.
+        """
+        answer_ids, answer_keep = answers
+        if k < 1 or answer_ids.shape[1] < 2 or not bool(answer_keep[:, 1].all()):
+            raise UsageError(
+                f"k must be at least 1 (found {k}), and every answer needs a token after its begin token: make "
+                "them by Processor.framed."
+            )
+        question = self.read_question(images, ids, keep)
+        begin = answer_ids[0, 0].expand(len(question), 1)
+        opening = self.lm.logits(self.answer_states(question, begin)[:, 0])  # (B, V)
+        opening = opening.to(torch.promote_types(opening.dtype, torch.float32)).log_softmax(1)
+        first = opening[:, answer_ids[:, 1]]  # (B, A)
+        # a stable sort, so that answers with the same first token are chosen in the order of the list everywhere
+        chosen = first.sort(dim=1, descending=True, stable=True).indices[:, :k]  # (B, k)
+        asked = torch.arange(len(question), device=chosen.device).repeat_interleave(chosen.shape[1])
+        spelt = [
+            self._spell(question, index, answer_ids[answer], answer_keep[answer])
+            for index, answer in zip(asked.split(rows), chosen.flatten().split(rows), strict=True)
+        ]
+        scores = torch.full_like(first, float("-inf"))
+        scores.scatter_(1, chosen, torch.cat(spelt).to(scores).view_as(chosen))
+        return scores + first if first_token_twice else scores
+
+    def _spell(self, question: ImageKV, index: Tensor, ids: Tensor, keep: Tensor) -> Tensor:
+        """Log-probabilities (R,) of answers (R, L) to the questions `index` (R,)."""
+        states, real = self.answer_states(question, ids, index)[:, :-1], keep[:, 1:]
+        found = self.lm.log_likelihood(states[real], ids[:, 1:][real])
+        return found.new_zeros(real.shape).masked_scatter(real, found).sum(1)
+
+
+class ALBEFNLVR2(Reader):
+    """Reads a sentence with two images. Capability: `SharesImages`.
+
+    Fusion layers come in pairs whose keys and values are projected by one and the same map, so an image is projected
+    once whichever of the two it is.
+    """
+
+    config: ALBEFNLVR2Config
+
+    def __init__(self, config: ALBEFNLVR2Config):
+        super().__init__(config)
+        c = config
+        self.seconds = range(self.first_fusion + 1, c.text.depth, 2)
+        if len(c.text.cross_layers) % 2:
+            raise ZooError(f"twin layers come in pairs; found {len(c.text.cross_layers)} fusion layers.")
+        for i in self.seconds:
+            self._cross(i - 1).kv = self._cross(i).kv
+        if c.task == "compare":
+            self.compare_head = Classifier(c.text.width, c.text.width, 2, act="relu")
+        else:
+            self.assign_head = nn.Linear(c.text.width, 3)
+            self.vision_proj = UnitProjection(c.vision.width, c.embed)
+
+    def _cross(self, layer: int) -> CrossAttention:
+        block = self.text.blocks[layer]
+        assert isinstance(block, TransformerBlock)
+        return block.cross
+
+    def embed_image(self, tokens: Tensor) -> Tensor:
+        """Image tokens (B, N, D) to unit vectors (B, E), by which text assignment finds images that are alike."""
+        return self.vision_proj(self.pool_image(tokens))
+
+    def project(self, tokens: Tensor) -> ImageKV:
+        """Project image tokens (B, N, D), once for each pair of layers."""
+        kv = self.text.project_context(tokens, self.seconds)
+        return ImageKV(kv.layers | {i - 1: kv.layers[i] for i in self.seconds})
+
+    def pair(self, first: Tensor | ImageKV, second: Tensor | ImageKV) -> ImageKV:
+        """Let even fusion layers read the first images and odd ones the second.
+
+        Args:
+            first: (B, 3, H, W), or what `project_images` made of them.
+            second: As many.
+
+        Raises:
+            ZooError: There are not as many second images as first ones.
+        """
+        if len(first) != len(second):
+            raise ZooError(f"{len(first)} first and {len(second)} second images: they are compared in pairs.")
+        if isinstance(first, Tensor) and isinstance(second, Tensor):
+            kv = self.project_images(torch.cat([first, second]))
+            first, second = kv[: len(first)], kv[len(first) :]
+        first, second = (x if isinstance(x, ImageKV) else self.project_images(x) for x in (first, second))
+        evens = ImageKV({i - 1: first.layers[i - 1] for i in self.seconds})
+        return evens.union(ImageKV({i: second.layers[i] for i in self.seconds}))
+
+    def compare(self, first: Tensor | ImageKV, second: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
+        """Say whether sentences are true of pairs of images.
+
+        Args:
+            first: (B, 3, H, W), or their `ImageKV`.
+            second: As many.
+            ids: (B, L) int64.
+            keep: (B, L) bool.
+
+        Returns:
+            Logits (B, 2), column 1 = true.
+        """
+        return self.compare_head(self(self.pair(first, second), ids, keep)[:, 0])
+
+    def assign(self, first: Tensor | ImageKV, second: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
+        """Say which image a sentence describes; arguments as of `compare`.
+
+        Returns:
+            Logits (B, 3): the first, the second, neither.
+        """
+        return self.assign_head(self(self.pair(first, second), ids, keep)[:, 0])
+
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resample the position table where sizes differ, and refuse twin layers that differ.
+
+        Raises:
+            ZooError: Two layers of a pair project keys and values differently.
+        """
+        for i in self.seconds:
+            for part in ("weight", "bias"):
+                one, other = (state.get(f"text.blocks.{j}.cross.kv.{part}") for j in (i - 1, i))
+                if one is not None and other is not None and not torch.equal(one, other):
+                    raise ZooError(
+                        f"layers {i - 1} and {i} are twins, but their keys and values ({part}) differ."
+                    )
+        return super().fit_state(state)
+
+
+class ALBEFVE(Reader):
+    """Says what an image says of a sentence. Capability: `SharesImages`."""
+
+    config: ALBEFVEConfig
+
+    def __init__(self, config: ALBEFVEConfig):
+        super().__init__(config)
+        self.entail_head = Classifier(config.text.width, config.text.width, config.classes, act="relu")
+
+    def entail(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
+        """Logits (B, classes) of sentences (B, L) with their images; arguments as of `forward`."""
+        return self.entail_head(self(images, ids, keep)[:, 0])
+
+
+def _word_head(config: TextConfig, backbone: TextBackbone) -> MaskedWords:
+    """BERT's head, its table that of the words."""
+    return MaskedWords(config.width, config.vocab, eps=config.norm_eps, tied=backbone.embed.tok)
