@@ -5,13 +5,14 @@ Everything here is the identity without a process group, so callers need no bran
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 __all__ = [
     "gather_no_grad",
+    "gather_objects",
     "gather_sizes",
     "gather_with_grad",
     "max_over_ranks",
@@ -19,6 +20,8 @@ __all__ = [
     "sum_over_ranks",
     "world",
 ]
+
+T = TypeVar("T")
 
 
 def world() -> int:
@@ -62,6 +65,19 @@ def gather_no_grad(x: Tensor, sizes: list[int] | None = None) -> Tensor:
     if world() == 1:
         return x.detach()
     return _gather(x.detach(), sizes or gather_sizes(len(x), x.device))
+
+
+def gather_objects(mine: T) -> list[T]:
+    """Give what every rank holds, rank 0 first: for a few plain numbers and names, once an epoch.
+
+    Args:
+        mine: Anything that can be pickled.
+    """
+    if world() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * world()
+    distributed.all_gather_object(everyone, mine)
+    return everyone
 
 
 def gather_with_grad(x: Tensor, sizes: list[int] | None = None) -> Tensor:
