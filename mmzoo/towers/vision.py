@@ -19,11 +19,11 @@ from mmzoo.layers.block import BlockConfig, BlockStack, NormKind
 from mmzoo.layers.init import init_clip, init_google, init_timm
 from mmzoo.layers.mlp import Activation
 from mmzoo.layers.norm import build_norm
-from mmzoo.layers.patch import PatchEmbed, drop_patches
+from mmzoo.layers.patch import PatchEmbed, drop_patches, real_grids, sample_patches
 from mmzoo.layers.positions import Positions, RopeConvention, rotary_2d
 from mmzoo.ops.grid import Recipe, resample_grid, sincos_table_2d
 
-__all__ = ["VisionConfig", "VisionOut", "VisionTower"]
+__all__ = ["PaddedTokens", "VisionConfig", "VisionOut", "VisionTower"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,20 @@ class VisionOut(NamedTuple):
     grid: tuple[int, int]
 
 
+class PaddedTokens(NamedTuple):
+    """Images of different sizes before the blocks.
+
+    Attributes:
+        tokens: (B, P + N, D) prefix and patch tokens with their positions; P prefix tokens, N patches of the largest.
+        keep: (B, P + N) bool, True = prefix or real patch.
+        ragged: Whether anything is padding; known without waiting for the device.
+    """
+
+    tokens: Tensor
+    keep: Tensor
+    ragged: bool
+
+
 class VisionTower(nn.Module):
     """A ViT (Dosovitskiy et al. 2021) built from `VisionConfig`, with the published initialisation."""
 
@@ -234,6 +248,52 @@ class VisionTower(nn.Module):
                 found[i] = tokens[:, c.prefix :].transpose(1, 2).unflatten(2, grid) if maps else tokens
         return [found[i] for i in wanted]
 
+    def embed_padded(
+        self, images: Tensor, *, sizes: Sequence[tuple[int, int]] | None = None, most: int | None = None
+    ) -> PaddedTokens:
+        """Everything before the blocks for images of different sizes, each with positions of its own grid.
+
+        The position table is resampled to every image's rows and columns (`config.resample`), so what an image becomes
+        does not depend on what it is padded to.
+
+        Args:
+            images: (B, 3, H, W) zero-padded at the bottom and at the right; sides are multiples of the patch.
+            sizes: Height and width of each image in pixels, if known: they need not be read off the padding then.
+            most: Keep at most so many patches of an image, drawn at random.
+
+        Raises:
+            ZooError: Sizes do not divide into patches or do not fit; an image is zero all over and `sizes` is left out.
+        """
+        c = self.config
+        assert c.positions == "learned" and c.cls_token and not c.patch_drop  # noqa: PT018 - what ViLT is made of
+        x, (rows, columns) = self.patch(images)
+        grids = real_grids(images, c.patch) if sizes is None else _told_grids(sizes, images, c.patch)
+        tables = {
+            grid: resample_grid(self.pos, c.grid, grid, prefix=1, recipe=c.resample)[0, 1:]
+            for grid in set(grids)
+        }
+        if all(grid == (rows, columns) for grid in grids):
+            x = x + tables[rows, columns]
+            keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        else:
+            places = {
+                (h, w): F.pad(table.unflatten(0, (h, w)), (0, 0, 0, columns - w, 0, rows - h)).flatten(0, 1)
+                for (h, w), table in tables.items()
+            }
+            x = x + torch.stack([places[grid] for grid in grids])
+            real = torch.zeros(len(grids), rows, columns, dtype=torch.bool)
+            for row, (h, w) in zip(real, grids):
+                row[:h, :w] = True
+            keep = real.flatten(1).to(x.device)
+        counts = [h * w for h, w in grids]
+        if most is not None and max(counts) > most:
+            index, keep = sample_patches(keep, most)
+            x = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+            counts = [min(count, most) for count in counts]
+        ragged = min(counts) < x.shape[1]
+        x = torch.cat([(self.cls + self.pos[:, :1]).expand(x.shape[0], -1, -1), x], dim=1)
+        return PaddedTokens(F.dropout(x, c.dropout, self.training), F.pad(keep, (1, 0), value=True), ragged)
+
     def _enter(self, images: Tensor) -> tuple[Tensor, Rotary | None, tuple[int, int]]:
         """Everything before the blocks: tokens (B, N, D), rotary tables, the grid."""
         c = self.config
@@ -299,3 +359,15 @@ class VisionTower(nn.Module):
         if side == 0 or table.shape != (1, side * side + lead, c.width):
             return state
         return state | {key: resample_grid(table, (side, side), c.grid, prefix=lead, recipe=c.resample)}
+
+
+def _told_grids(sizes: Sequence[tuple[int, int]], images: Tensor, patch: int) -> list[tuple[int, int]]:
+    """Rows and columns of patches of images whose sizes in pixels are told."""
+    B, _, height, width = images.shape
+    fits = [h % patch == w % patch == 0 and 0 < h <= height and 0 < w <= width for h, w in sizes]
+    if len(sizes) != B or not all(fits):
+        raise ZooError(
+            f"sizes must be {B} heights and widths in pixels, multiples of {patch} up to {height} x {width}, found "
+            f"{[tuple(size) for size in sizes][:5]}."
+        )
+    return [(h // patch, w // patch) for h, w in sizes]
