@@ -17,6 +17,8 @@ from mmzoo.ops.pairs import NO_ID, widen
 
 __all__ = ["EmbeddingQueue", "MomentumCopy", "ramped"]
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 def ramped(alpha: float, step: int, steps: int) -> float:
     """The teacher's share at an optimizer step, growing from 0 to `alpha` over the first `steps` (0: at once)."""
@@ -38,6 +40,9 @@ class MomentumCopy(nn.Module):
 
     Attributes:
         model: The teacher. Call it under `torch.no_grad()`.
+
+    Raises:
+        UsageError: No such module to leave out, or no such decay.
     """
 
     def __init__(
@@ -50,10 +55,9 @@ class MomentumCopy(nn.Module):
         # what deepcopy finds in its memo it does not copy: left-out modules never exist twice
         self.model = copy.deepcopy(model, {id(part): None for part in parts_of(model, leave_out)})
         self.model.requires_grad_(False)
-        for module in self.model.modules():
-            for name, p in module.named_parameters(recurse=False):
-                if p.dtype in (torch.bfloat16, torch.float16):
-                    setattr(module, name, nn.Parameter(p.float(), requires_grad=False))
+        for p in self.model.parameters():
+            if p.dtype in HALVES:
+                p.data = p.data.float()  # in place, so that tied weights stay tied
         self._student = (model,)  # in a tuple, so that it is no part of this module
         self.train(model.training)
 
@@ -69,7 +73,12 @@ class MomentumCopy(nn.Module):
 
         ALBEF updates before each forward pass instead, which gives every step the same teacher.
         """
-        student = dict(self._student[0].named_parameters())
+        student = dict(self._student[0].named_parameters(remove_duplicate=False))
+        if any(p.dtype in HALVES for p in self.model.parameters()):
+            raise ZooError(
+                "the teacher has been turned to 16 bits, where its small steps vanish: train with "
+                "--trainer.precision bf16-mixed, which keeps weights in 32."
+            )
         pairs = [(p, student[name].to(p)) for name, p in self.model.named_parameters()]
         # one fused pass over all tensors instead of several small ones for each
         torch._foreach_lerp_([p for p, _ in pairs], [s for _, s in pairs], 1 - self.decay)

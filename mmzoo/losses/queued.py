@@ -88,70 +88,58 @@ def queued_contrast(
         ZooError: The shapes do not fit each other, ids or teacher come half, or `alpha` needs a teacher.
     """
     _check(image, text, teacher_image, teacher_text, image_ids, text_ids, alpha)
-    dtype = at_least_float32(image, text)
-    device = image.device
+    dtype, device = at_least_float32(image, text), image.device
+    spread = gather == "local" and dist.world() > 1
     with full_precision(device):
         image, text = image.to(dtype), text.to(dtype)
-        columns_image, columns_text = image, text
+        image_columns, text_columns = image, text
         if teacher_image is not None and teacher_text is not None:
-            teacher_image = columns_image = teacher_image.detach().to(dtype)
-            teacher_text = columns_text = teacher_text.detach().to(dtype)
-        spread = gather == "local" and dist.world() > 1
-        images_here, texts_here = len(image), len(text)
-        first, all_image_ids, all_text_ids = 0, image_ids, text_ids
+            teacher_image = image_columns = teacher_image.detach().to(dtype)
+            teacher_text = text_columns = teacher_text.detach().to(dtype)
+        sizes = [len(image)], [len(text)]
+        image_column_ids, text_column_ids = image_ids, text_ids
         if spread:
-            sizes = dist.gather_sizes(images_here, device), dist.gather_sizes(texts_here, device)
-            columns_image = dist.gather_with_grad(columns_image, sizes[0])
-            columns_text = dist.gather_with_grad(columns_text, sizes[1])
-            first = sum(sizes[0][: dist.rank()])
+            sizes = dist.gather_sizes(len(image), device), dist.gather_sizes(len(text), device)
+            image_columns = dist.gather_with_grad(image_columns, sizes[0])
+            text_columns = dist.gather_with_grad(text_columns, sizes[1])
             if image_ids is not None and text_ids is not None:
-                all_image_ids = _gather_ids(image_ids, sizes[0])
-                all_text_ids = dist.gather_no_grad(text_ids, sizes[1])
-            elif sizes[0] != sizes[1]:
-                raise ZooError(
-                    "queued_contrast without ids pairs image i with text i; pass image_ids and text_ids."
-                )
-        sides = []
-        for rows, teacher, columns, queued, row_ids, column_ids, queue_ids in (
-            (
-                image,
-                teacher_image,
-                columns_text,
-                queue and queue.text,
-                image_ids,
-                all_text_ids,
-                queue and queue.text_ids,
-            ),
-            (
-                text,
-                teacher_text,
-                columns_image,
-                queue and queue.image,
-                text_ids,
-                all_image_ids,
-                queue and queue.image_ids,
-            ),
-        ):
-            count = queue.count if queue is not None else 0
-            extra = rows[:0].detach() if queued is None or not count else queued[:count].detach().to(dtype)
-            pairs = _pairs(row_ids, column_ids, queue_ids, len(rows), count, first, device)
-            found = pairs.counts > 0
-            weight = found * share_of_each(found.sum().to(dtype), spread)
-            value, right = _Rows.apply(  # type: ignore[no-untyped-call]
-                rows,
-                columns,
-                scalar(scale, rows),
-                extra,
-                teacher,
-                pairs,
-                weight,
-                alpha,
-                tile,
-                torch.is_grad_enabled(),
+                image_column_ids = _gather_ids(image_ids, sizes[0])
+                text_column_ids = dist.gather_no_grad(text_ids, sizes[1])
+        _check_sizes(*sizes, paired=image_ids is None)
+        past = _filled(queue, image)
+        first = sum(sizes[0][: dist.rank()]) if spread else 0  # which row of all ranks is the first here
+
+        def side(
+            rows: Tensor, columns: Tensor, queued: Tensor, teacher: Tensor | None, pairs: _Pairs
+        ) -> tuple[Tensor, Tensor]:
+            counted = pairs.counts > 0
+            weight = counted * share_of_each(counted.sum().to(dtype), spread)
+            target = _Target(pairs, weight, teacher, alpha)
+            loss, right = _Rows.apply(  # type: ignore[no-untyped-call]
+                rows, columns, scalar(scale, rows), queued, target, tile, torch.is_grad_enabled()
             )
-            sides.append((add_up(value, spread), add_up(right, spread)))
-    (image_loss, image_accuracy), (text_loss, text_accuracy) = sides
-    return Contrastive(0.5 * (image_loss + text_loss), image_accuracy, text_accuracy)
+            return add_up(loss, spread), add_up(right, spread)
+
+        image_pairs = _pairs(image_ids, text_column_ids, past.text_ids, len(image), first, device)
+        text_pairs = _pairs(text_ids, image_column_ids, past.image_ids, len(text), first, device)
+        image_loss, image_right = side(image, text_columns, past.text, teacher_image, image_pairs)
+        text_loss, text_right = side(text, image_columns, past.image, teacher_text, text_pairs)
+    return Contrastive(0.5 * (image_loss + text_loss), image_right, text_right)
+
+
+def _filled(queue: Queued | None, like: Tensor) -> Queued:
+    """The rows that hold something, in the type of `like` (B, E); none without a queue."""
+    if queue is None:
+        nothing = like.new_zeros(0, like.shape[1])
+        ids = torch.zeros(0, dtype=torch.int64, device=like.device)
+        return Queued(nothing, nothing, ids[:, None], ids, 0)
+    if queue.image.shape[1] != like.shape[1]:
+        raise ZooError(
+            f"the queue holds vectors of {queue.image.shape[1]} numbers, the batch of {like.shape[1]}."
+        )
+    n = queue.count
+    image, text = (x[:n].detach().to(like.dtype) for x in (queue.image, queue.text))
+    return Queued(image, text, queue.image_ids[:n], queue.text_ids[:n], n)
 
 
 class _Pairs(NamedTuple):
@@ -166,24 +154,29 @@ class _Pairs(NamedTuple):
 def _pairs(
     row_ids: Tensor | None,
     column_ids: Tensor | None,
-    queue_ids: Tensor | None,
+    queue_ids: Tensor,
     rows: int,
-    count: int,
     first: int,
     device: torch.device,
 ) -> _Pairs:
-    none = torch.zeros(0, dtype=torch.int64, device=device)
     if row_ids is None or column_ids is None:
         diagonal = Diagonal(rows, first, device)
+        none = torch.zeros(0, dtype=torch.int64, device=device)
         return _Pairs(diagonal.tile(0, rows), (none, none), diagonal.counts)
     batch = Positives(row_ids, column_ids).tile(0, rows)
-    queue = none, none
-    if queue_ids is not None and count:
-        # asked the other way round: the batch's few ids are sorted, not the queue's many
-        entry, row = Positives(queue_ids[:count], row_ids).tile(0, count)
-        queue = row, entry
-    counts = torch.bincount(torch.cat([batch[0], queue[0]]), minlength=rows)
-    return _Pairs(batch, queue, counts)
+    # asked the other way round: so the batch's few ids are sorted, not the queue's many
+    entry, row = Positives(queue_ids, row_ids).tile(0, len(queue_ids))
+    counts = torch.bincount(torch.cat([batch[0], row]), minlength=rows)
+    return _Pairs(batch, (row, entry), counts)
+
+
+class _Target(NamedTuple):
+    pairs: _Pairs
+    weight: Tensor
+    """(R,) what each row counts."""
+    teacher: Tensor | None
+    """(R, E) the teacher's embeddings of the rows."""
+    alpha: float
 
 
 class _Rows(torch.autograd.Function):
@@ -196,13 +189,12 @@ class _Rows(torch.autograd.Function):
         columns: Tensor,
         scale: Tensor,
         queue: Tensor,
-        teacher: Tensor | None,
-        pairs: _Pairs,
-        weight: Tensor,
-        alpha: float,
+        target: _Target,
         tile: int,
         grad: bool,
     ) -> tuple[Tensor, Tensor]:
+        pairs, weight, teacher, alpha = target
+        grad = grad and any(ctx.needs_input_grad)
         blocks = (columns, queue)
         loss, right = weight.new_zeros(()), weight.new_zeros(())
         ctx.grads = None
@@ -222,7 +214,7 @@ class _Rows(torch.autograd.Function):
             for z, (row, column) in zip(logits, positives, strict=True):
                 cross.index_add_(0, row, z[row, column] * share[here][row])
             soft: list[Tensor] = []
-            if alpha and teacher is not None:
+            if teacher is not None and alpha:
                 soft = [teacher[here] * scale @ block.T for block in blocks]
                 norm = _normaliser(soft)
                 for z, t in zip(logits, soft, strict=True):
@@ -254,7 +246,7 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = tuple(None if g is None else g * grad_loss for g in ctx.grads)
-        return *grads, *[None] * 7
+        return *grads, None, None, None, None
 
 
 def _within(pair: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -281,6 +273,18 @@ def _won(logits: list[Tensor], positives: list[tuple[Tensor, Tensor]]) -> Tensor
         z[row, column] = score
         best[1].scatter_reduce_(0, row, score, "amax")
     return best[1] > best[0]
+
+
+def _check_sizes(images: list[int], texts: list[int], *, paired: bool) -> None:
+    if not sum(images) or not sum(texts):
+        raise ZooError(
+            f"A contrastive loss needs pairs, but got {sum(images)} images and {sum(texts)} texts."
+        )
+    if paired and images != texts:
+        raise ZooError(
+            f"queued_contrast without ids pairs image i with text i, but got {sum(images)} images and "
+            f"{sum(texts)} texts; pass image_ids and text_ids."
+        )
 
 
 def _gather_ids(ids: Tensor, sizes: list[int]) -> Tensor:
@@ -315,13 +319,11 @@ def _check(
         )
     if (image_ids is None) != (text_ids is None):
         raise ZooError("queued_contrast takes image_ids and text_ids together, or neither.")
-    if image_ids is None or text_ids is None:
-        if len(image) != len(text):
-            raise ZooError(
-                f"queued_contrast without ids pairs image i with text i, but got {len(image)} images and "
-                f"{len(text)} texts; pass image_ids and text_ids."
-            )
-    elif len(image_ids) != len(image) or text_ids.shape != (len(text),):
+    if (
+        image_ids is not None
+        and text_ids is not None
+        and (len(image_ids) != len(image) or text_ids.shape != (len(text),))
+    ):
         raise ZooError(
             f"image_ids {tuple(image_ids.shape)} and text_ids {tuple(text_ids.shape)} do not fit {len(image)} "
             f"images and {len(text)} texts; they are (B,) or (B, m), and (T,)."
