@@ -112,7 +112,7 @@ def _refuse_partial(path: Path, left_out: tuple[str, ...], tower: str | None) ->
 # what a checkpoint may decide against the model name: the size of its head
 _FREE = ("classes", "representation")
 # what must agree, or the numbers would be silently wrong
-_BINDING = ("act", "heads", "kv_heads", "rope_base")
+_BINDING = ("act", "heads", "kv_heads", "rope_base", "norm_eps")
 
 
 def _contradictions(told: Plain, ours: Plain, path: str = "") -> list[str]:
@@ -123,6 +123,27 @@ def _contradictions(told: Plain, ours: Plain, path: str = "") -> list[str]:
         elif key in _BINDING and not isinstance(value, Unknown) and value != ours.get(key):
             found.append(f"{path}{key} is {value!r} in the file and {ours.get(key)!r} in the model")
     return found
+
+
+def _as_the_file_says(plain: Plain, told: Plain, *, image: bool) -> Plain:
+    """A name's config with what the file, or the files beside it, say otherwise and no shape shows.
+
+    Libraries publish the same network with another epsilon or preprocessing (transformers' ViT has 1e-12 where it was
+    trained with 1e-6), and the numbers that people compare with are theirs.
+
+    Args:
+        plain: The plain data of the name's config.
+        told: What the checkpoint tells.
+        image: Whether it decides the preprocessing too; the size stays the name's.
+    """
+    out = plain | {key: told[key] for key in _FREE if key in told}
+    for part in ("vision", "text"):
+        eps = told.get(part, {}).get("norm_eps")
+        if isinstance(eps, float) and "norm_eps" in plain.get(part, {}):
+            out[part] = plain[part] | {"norm_eps": eps}
+    if image and isinstance(told.get("image"), dict):
+        out["image"] = plain["image"] | told["image"] | {"size": plain["image"]["size"]}
+    return out
 
 
 def _head_hint(found: int, wanted: int) -> str:
@@ -136,12 +157,12 @@ def _head_hint(found: int, wanted: int) -> str:
 
 
 def _foreign_state(
-    name: str, family: Family, config: Any, given: bool, checkpoint: Checkpoint
+    name: str, family: Family, config: Any, given: bool, checkpoint: Checkpoint, *, image: bool
 ) -> tuple[Any, dict[str, Tensor]]:
     """The config to build and the state under our names, the file's own image size still in its table."""
     plain, told = to_dict(config), checkpoint.told()
     if not given:
-        plain |= {key: told[key] for key in _FREE if key in told}
+        plain = _as_the_file_says(plain, told, image=image)
         config = from_dict(type(config), plain)
     # the file's position table may belong to another image size; the model resamples it afterwards
     of_file = (
@@ -177,22 +198,26 @@ def filled_model(
         UsageError: No such tag or layout.
         ZooError: The weights are missing, damaged or do not fit; both sides are listed.
     """
-    path = find_weights(pretrained)
+    path, tagged = find_weights(pretrained), False
     if not path.exists():
         if isinstance(pretrained, Path) or path.suffix or len(path.parts) > 1:
             raise ZooError(f"no weights at {str(pretrained)!r}: no such file or folder.")
         from mmzoo.weights.catalog import find
         from mmzoo.weights.hub import fetch
 
-        record = find(name, str(pretrained))
+        record, tagged = find(name, str(pretrained)), True
         path, layout = fetch(record), layout or record.layout
         if not given:
             config = from_dict(type(config), record.applied(to_dict(config)))
     opened = open_weights(path, layout, family)
     if opened.checkpoint is not None:
-        config, state = _foreign_state(name, FAMILIES[family], config, given, opened.checkpoint)
+        config, state = _foreign_state(
+            name, FAMILIES[family], config, given, opened.checkpoint, image=not tagged
+        )
     else:
         assert opened.source is not None
+        if opened.config is not None and (wrong := _contradictions(to_dict(opened.config), to_dict(config))):
+            raise ZooError(f"{path} is not {name}: {'; '.join(wrong)}.")
         shapes = opened.source.shapes()
         hint = ""
         if hasattr(config, "classes"):

@@ -431,6 +431,7 @@ def test_p7_a_contradicting_activation_is_refused(tmp_path):
 
 
 def test_p3_contradicting_heads_are_refused(tmp_path):
+    """P3: another number of heads fits every shape."""
     _hf_clip("gelu").save_pretrained(tmp_path)
     with pytest.raises(ZooError, match=r"vision\.heads is 2 in the file and 4 in the model"):
         mmzoo.create_model("clip-vit-b32", config=_clip_variant("gelu", heads=8), pretrained=tmp_path)
