@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mmzoo.layers.cache import LayerCache
 from mmzoo.ops.attention import FULL, AttnMask, attend
+from mmzoo.ops.folding import Fold
 from mmzoo.ops.rope import Convention, rotate
 
 __all__ = ["KV", "CrossAttention", "Rotary", "SelfAttention"]
@@ -136,15 +137,26 @@ class CrossAttention(nn.Module):
         kv = self.kv(context).view(B, N, 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         return KV(*kv.chunk(2, dim=1))
 
-    def forward(self, x: Tensor, context: Tensor | KV, *, mask: AttnMask = FULL) -> Tensor:
-        """Attend from `x` (B, L, width) to `context`, tokens (B, N, context_width) or their `KV`.
+    def forward(
+        self, x: Tensor, context: Tensor | KV, *, mask: AttnMask = FULL, fold: Fold | None = None
+    ) -> Tensor:
+        """Attend from `x` to `context`.
+
+        Args:
+            x: (B, L, width).
+            context: Tokens (C, N, context_width) or their `KV`; C = B without a fold.
+            mask: What may be seen of the context; with a fold, its own mask.
+            fold: Which of the C contexts each token of `x` reads, where there is not one for each row.
 
         Returns:
             (B, L, width).
         """
-        B, L, _ = x.shape
         k, v = context if isinstance(context, KV) else self.project(context)
-        q = self.q(x).view(B, L, self.heads, self.head_dim).transpose(1, 2)
+        q = self.q(x)
+        if fold is not None:
+            q, k, v = fold.queries(q), fold.keys(k), fold.keys(v)
+        q = q.view(*q.shape[:2], self.heads, self.head_dim).transpose(1, 2)
         out = attend(q, k, v, mask=mask, dropout_p=self.attn_dropout if self.training else 0.0)
-        out = self.out(out.transpose(1, 2).reshape(B, L, self.heads * self.head_dim))
+        out = out.transpose(1, 2).flatten(2)
+        out = self.out(out if fold is None else fold.back(out, (x.shape[0], x.shape[1])))
         return F.dropout(out, self.dropout, self.training)

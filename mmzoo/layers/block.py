@@ -26,6 +26,7 @@ from mmzoo.layers.image_kv import ImageKV
 from mmzoo.layers.mlp import MLP, Activation
 from mmzoo.layers.norm import build_norm
 from mmzoo.ops.attention import FULL, AttnMask
+from mmzoo.ops.folding import Fold
 
 __all__ = ["BlockConfig", "BlockStack", "DropPath", "NormKind", "TransformerBlock"]
 
@@ -131,6 +132,7 @@ class TransformerBlock(nn.Module):
         rope: Rotary | None = None,
         context: Tensor | KV | None = None,
         context_mask: AttnMask = FULL,
+        fold: Fold | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Run the block.
@@ -141,6 +143,7 @@ class TransformerBlock(nn.Module):
             rope: Rotary tables, or None.
             context: Tokens (B, N, cross_width) or projected `KV` for the cross-attention; None skips it.
             context_mask: Mask over the context.
+            fold: Which context each token reads, where there is not one context for each row.
             cache: This layer's earlier keys and values.
 
         Returns:
@@ -153,11 +156,11 @@ class TransformerBlock(nn.Module):
         if c.norm == "pre":
             x = x + drop(_scaled(self.attn(self.attn_norm(x), mask=mask, rope=rope, cache=cache), attn_scale))
             if crosses:
-                x = x + drop(self.cross(self.cross_norm(x), context, mask=context_mask))
+                x = x + drop(self.cross(self.cross_norm(x), context, mask=context_mask, fold=fold))
             return x + drop(_scaled(self.mlp(self.mlp_norm(x)), mlp_scale))
         x = self.attn_norm(x + drop(_scaled(self.attn(x, mask=mask, rope=rope, cache=cache), attn_scale)))
         if crosses:
-            x = self.cross_norm(x + drop(self.cross(x, context, mask=context_mask)))
+            x = self.cross_norm(x + drop(self.cross(x, context, mask=context_mask, fold=fold)))
         return self.mlp_norm(x + drop(_scaled(self.mlp(x), mlp_scale)))
 
 
@@ -186,6 +189,7 @@ class BlockStack(nn.ModuleList):
         rope: Rotary | None = None,
         context: Tensor | ImageKV | None = None,
         context_mask: AttnMask = FULL,
+        fold: Fold | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Run the blocks that `layers` selects on `x` (B, L, width).
@@ -198,6 +202,7 @@ class BlockStack(nn.ModuleList):
             context: Context tokens (B, N, cross_width), or their `ImageKV`; a layer it leaves out skips its
                 cross-attention.
             context_mask: Mask over the context.
+            fold: Which context each token reads, where there is not one context for each row.
             cache: The caller's cache.
 
         Returns:
@@ -209,6 +214,7 @@ class BlockStack(nn.ModuleList):
                 "rope": rope,
                 "context": context.layers.get(i) if isinstance(context, ImageKV) else context,
                 "context_mask": context_mask,
+                "fold": fold,
                 "cache": None if cache is None else cache[i],
             }
             if self.checkpointing and self.training and torch.is_grad_enabled():

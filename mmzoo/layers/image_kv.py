@@ -35,16 +35,22 @@ class ImageKV:
     keep: Tensor | None = None
 
     def __post_init__(self) -> None:
-        rows = {x.shape[0] for kv in self.layers.values() for x in kv}
+        sizes = {(x.shape[0], x.shape[2]) for kv in self.layers.values() for x in kv}
         if self.keep is not None:
-            rows.add(self.keep.shape[0])
-        if len(rows) != 1:
+            sizes.add((self.keep.shape[0], self.keep.shape[1]))
+        if len(sizes) != 1:
             raise ZooError(
-                f"an ImageKV holds the same rows in at least one layer, found {sorted(rows) or 'no layer'}."
+                "an ImageKV holds the same rows and tokens in each of its layers and in keep, found "
+                f"{sorted(sizes) or 'no layer'}."
             )
 
     def __len__(self) -> int:
         return next(iter(self.layers.values())).k.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """N, the tokens of a context, padding included."""
+        return next(iter(self.layers.values())).k.shape[2]
 
     def __getitem__(self, index: int | slice | Tensor) -> ImageKV:
         """Take rows: one, a slice (no copy), or those that `index` (T,) int64 or (B,) bool names (a copy)."""

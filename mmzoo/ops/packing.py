@@ -13,7 +13,7 @@ from mmzoo.ops.mask import Packed
 __all__ = ["cross", "pack", "segment_runs", "unpack"]
 
 
-def pack(x: Tensor, keep: Tensor) -> tuple[Tensor, Packed, Tensor]:
+def pack(x: Tensor, keep: Tensor, *, by_length: bool = False) -> tuple[Tensor, Packed, Tensor]:
     """Drop padding and lay the rows of a batch end to end (waits for the device).
 
     Neighbouring rows of one length are attended to together, so a batch sorted by length costs least.
@@ -21,11 +21,12 @@ def pack(x: Tensor, keep: Tensor) -> tuple[Tensor, Packed, Tensor]:
     Args:
         x: (B, L, D).
         keep: (B, L) bool, True = real token. Padding may be anywhere, and rows may be empty.
+        by_length: Lay the rows down from the shortest to the longest instead of in the order of the batch.
 
     Returns:
-        Tokens (1, T, D) in the order of the batch; where each row of the batch begins, for self-attention; and
+        Tokens (1, T, D); where each row of the batch begins, for self-attention; and
         the index (T,) int64 of each token in the flattened batch, which `unpack` takes. `index % L` is a token's
-        column, for looking up its position.
+        column, for looking up its position, and `index // L` its row.
 
     Raises:
         ZooError: `keep` is not a bool tensor of the first two sizes of x.
@@ -36,8 +37,13 @@ def pack(x: Tensor, keep: Tensor) -> tuple[Tensor, Packed, Tensor]:
             f"{keep.dtype} {tuple(keep.shape)}."
         )
     lengths = keep.sum(dim=1)
+    if by_length:
+        lengths, order = lengths.sort(stable=True)
+        row, column = keep[order].nonzero(as_tuple=True)
+        index = order[row] * keep.shape[1] + column
+    else:
+        index = keep.flatten().nonzero().squeeze(1)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    index = keep.flatten().nonzero().squeeze(1)
     longest = max(lengths.tolist(), default=0)
     return x.flatten(0, 1)[index][None], Packed(offsets, offsets, longest, longest), index
 

@@ -22,7 +22,8 @@ from mmzoo.layers.init import init_bert, init_clip
 from mmzoo.layers.mlp import Activation
 from mmzoo.layers.norm import LayerNorm, build_norm
 from mmzoo.layers.positions import Positions, RopeConvention, rotary_1d
-from mmzoo.ops.attention import FULL, AttnMask
+from mmzoo.ops.attention import AttnMask
+from mmzoo.ops.folding import fold
 from mmzoo.ops.grid import sincos_table_1d
 from mmzoo.ops.packing import pack, unpack
 
@@ -273,21 +274,22 @@ class TextBackbone(nn.Module):
             keep: (B, L) bool, True at real tokens (with a cache: over cached and new tokens); None means all.
             causal: Overrides the config.
             context: Tokens (C, N, cross_width) of C images or other contexts, or what `project_context` gave.
-            context_index: (B,) int64: text b reads row `context_index[b]` of the context; None: row b.
+            context_index: (B,) int64: text b reads row `context_index[b]` of the context; None: row b. Equal to
+                `context[context_index]`, without its copies (see `mmzoo.ops.folding`).
             context_keep: (C, N) bool, True at real context tokens; None takes the `ImageKV`'s own mask.
             layers: Which blocks to run; the final norm runs only when the last block does.
             cache: The caller's keys and values; the tokens of this call follow those it holds.
             right_padded: A promise that padding stands only behind the text. A causal backbone then needs no key
                 mask, since no real token can see the padding.
             packed: Lay the real tokens of all texts end to end, so that padding costs nothing. Needs `keep`, and
-                no cache or context. States at padding come back as zeros.
+                no cache. States at padding come back as zeros.
 
         Returns:
             `TextOut`: tokens (B, L, D) and pooled (B, D).
 
         Raises:
             ZooError: Neither or both of `ids` and `embeds`; a text beyond the context; a last-slot pool whose
-                texts are trimmed.
+                texts are trimmed; a context index that does not fit.
         """
         c = self.config
         if (ids is None) == (embeds is None):
@@ -302,41 +304,59 @@ class TextBackbone(nn.Module):
                 f"{c.context} tokens, found {length}."
             )
         causal = c.causal if causal is None else causal
-        if context_keep is None and isinstance(context, ImageKV):
-            context_keep = context.keep
-        if context is not None and context_index is not None:
-            context = context[context_index]
-            context_keep = None if context_keep is None else context_keep[context_index]
-        context_mask = FULL if context_keep is None else AttnMask(keep=context_keep)
+        if context is not None:
+            _check_context(len(context), context_index, x.shape[0])
         if packed:
-            if keep is None or cache is not None or context is not None:
-                raise ZooError("packed=True needs keep, and neither a cache nor a context.")
-            x = self._forward_packed(x, keep, causal, layers)
+            if keep is None or cache is not None:
+                raise ZooError("packed=True needs keep, and no cache.")
+            tokens, segments, index = pack(x, keep, by_length=True)
+            text, column = index // length, index % length
+            crossing = self._crossing(
+                context, context_keep, text if context_index is None else context_index[text]
+            )
+            tokens = self.blocks(
+                tokens,
+                layers=layers,
+                mask=AttnMask(causal=causal, packed=segments),
+                rope=self._rope(column),
+                **crossing,
+            )
+            x = unpack(tokens, index, (x.shape[0], length))
         else:
             masked = keep is not None and not (causal and right_padded)
-            mask = AttnMask(causal=causal, keep=keep if masked else None)
-            rope = self._rope(torch.arange(start, start + length, device=x.device))
+            crossing = self._crossing(
+                context,
+                context_keep,
+                None if context_index is None else context_index.repeat_interleave(length),
+            )
             x = self.blocks(
                 x,
                 layers=layers,
-                mask=mask,
-                rope=rope,
-                context=context,
-                context_mask=context_mask,
+                mask=AttnMask(causal=causal, keep=keep if masked else None),
+                rope=self._rope(torch.arange(start, start + length, device=x.device)),
                 cache=cache,
+                **crossing,
             )
         ran = range(c.depth)[layers]
         if c.final_norm and len(ran) and ran[-1] == c.depth - 1:
             x = self.norm(x)
         return TextOut(x, self._pool(x, keep if keep is None else keep[:, -length:]))
 
-    def _forward_packed(self, x: Tensor, keep: Tensor, causal: bool, layers: slice) -> Tensor:
-        rows, packed, index = pack(x, keep)
-        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1).reshape(-1)[index]
-        rows = self.blocks(
-            rows, layers=layers, mask=AttnMask(causal=causal, packed=packed), rope=self._rope(positions)
-        )
-        return unpack(rows, index, (x.shape[0], x.shape[1]))
+    def _crossing(
+        self, context: Tensor | ImageKV | None, keep: Tensor | None, reads: Tensor | None
+    ) -> dict[str, Any]:
+        """What the blocks are told of the context; `reads` (Q,) is each token's row of it, None: its text's own."""
+        if context is None:
+            return {}
+        if isinstance(context, ImageKV):
+            keep, tokens = context.keep if keep is None else keep, context.tokens
+        else:
+            tokens = context.shape[1]
+        if reads is None:
+            return {"context": context, "context_mask": AttnMask(keep=keep)}
+        c = self.config
+        places = fold(reads, len(context), keys=tokens, channels=c.heads * (c.head_dim or c.width // c.heads))
+        return {"context": context, "context_mask": places.mask(keep), "fold": places}
 
     def _rope(self, positions: Tensor) -> Rotary | None:
         c = self.config
@@ -354,6 +374,18 @@ class TextBackbone(nn.Module):
             return x[:, -1]
         last = (keep * torch.arange(1, keep.shape[1] + 1, device=keep.device)).argmax(1)
         return x[torch.arange(x.shape[0], device=x.device), last]
+
+
+def _check_context(contexts: int, index: Tensor | None, texts: int) -> None:
+    if index is None and contexts != texts:
+        raise ZooError(
+            f"{texts} texts cannot read {contexts} contexts one by one: say with context_index which text reads "
+            "which."
+        )
+    if index is not None and (index.shape != (texts,) or index.dtype != torch.int64):
+        raise ZooError(
+            f"context_index must be {texts} int64 numbers, one per text, got {index.dtype} {tuple(index.shape)}."
+        )
 
 
 def _kept_mean(x: Tensor, keep: Tensor) -> Tensor:
