@@ -23,11 +23,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmzoo.errors import UsageError, ZooError
+from mmzoo.errors import ZooError
 from mmzoo.layers.attention import CrossAttention
 from mmzoo.layers.block import TransformerBlock
 from mmzoo.layers.heads import Classifier, MaskedWords, UnitProjection, multiplier
 from mmzoo.layers.image_kv import ImageKV
+from mmzoo.models.ranking import rank_answers, read_answers
 from mmzoo.spec import BERT_VOCAB, HALF, TINY_VOCAB, ImageSpec, TextSpec
 from mmzoo.towers import TextBackbone, TextConfig, VisionConfig
 from mmzoo.towers.reader import Reader, ReaderConfig
@@ -231,9 +232,8 @@ class ALBEFVQA(Reader):
         Returns:
             (R, L, D): position l is for `lm` to name token l + 1.
         """
-        return self.decoder(ids, context=question, context_index=question_index, right_padded=True).tokens
+        return read_answers(self.decoder, question, ids, question_index)
 
-    @torch.no_grad()
     def rank_answers(
         self,
         images: Tensor | ImageKV,
@@ -243,9 +243,8 @@ class ALBEFVQA(Reader):
         k: int = 128,
         *,
         first_token_twice: bool = False,
-        rows: int = 512,
     ) -> Tensor:
-        """Score every answer of a list, in two steps: the k whose first token is likeliest are spelt to their end.
+        """Score every answer of a list, without gradients; see `mmzoo.models.ranking`.
 
         Args:
             images: (B, 3, H, W), or their `ImageKV`.
@@ -253,43 +252,16 @@ class ALBEFVQA(Reader):
             keep: (B, L) bool.
             answers: Ids (A, La) int64 and keep (A, La) bool, from `Processor.framed`.
             k: How many to spell; all if there are no more.
-            first_token_twice: Count the first token's log-probability in both steps, as the reference does by
-                mistake (salesforce/BLIP issue 208).
-            rows: Answers in memory at once.
+            first_token_twice: Count the first token's log-probability twice, as the reference does by mistake.
 
         Returns:
-            (B, A) log-probabilities; -inf where the first step left an answer out.
-
-        Raises:
-            UsageError: k is below 1, or there is an answer without a token after the begin token.
+            (B, A) log-probabilities; -inf where the first token alone ruled an answer out.
         """
-        answer_ids, answer_keep = answers
-        if k < 1 or answer_ids.shape[1] < 2 or not bool(answer_keep[:, 1].all()):
-            raise UsageError(
-                f"k must be at least 1 (found {k}), and every answer needs a token after its begin token: make "
-                "them by Processor.framed."
+        with torch.no_grad():
+            question = self.read_question(images, ids, keep)
+            return rank_answers(
+                self.decoder, self.lm, question, answers, k, first_token_twice=first_token_twice
             )
-        question = self.read_question(images, ids, keep)
-        begin = answer_ids[0, 0].expand(len(question), 1)
-        opening = self.lm.logits(self.answer_states(question, begin)[:, 0])  # (B, V)
-        opening = opening.to(torch.promote_types(opening.dtype, torch.float32)).log_softmax(1)
-        first = opening[:, answer_ids[:, 1]]  # (B, A)
-        # a stable sort, so that answers with the same first token are chosen in the order of the list everywhere
-        chosen = first.sort(dim=1, descending=True, stable=True).indices[:, :k]  # (B, k)
-        asked = torch.arange(len(question), device=chosen.device).repeat_interleave(chosen.shape[1])
-        spelt = [
-            self._spell(question, index, answer_ids[answer], answer_keep[answer])
-            for index, answer in zip(asked.split(rows), chosen.flatten().split(rows), strict=True)
-        ]
-        scores = torch.full_like(first, float("-inf"))
-        scores.scatter_(1, chosen, torch.cat(spelt).to(scores).view_as(chosen))
-        return scores + first if first_token_twice else scores
-
-    def _spell(self, question: ImageKV, index: Tensor, ids: Tensor, keep: Tensor) -> Tensor:
-        """Log-probabilities (R,) of answers (R, L) to the questions `index` (R,)."""
-        states, real = self.answer_states(question, ids, index)[:, :-1], keep[:, 1:]
-        found = self.lm.log_likelihood(states[real], ids[:, 1:][real])
-        return found.new_zeros(real.shape).masked_scatter(real, found).sum(1)
 
 
 class ALBEFNLVR2(Reader):
