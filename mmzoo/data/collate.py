@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from mmzoo.data.batch import CaptionBatch, ClassBatch
-from mmzoo.data.sample import Sample
+from mmzoo.data.sample import Broken, Sample
 from mmzoo.errors import ZooError
 from mmzoo.ops.pairs import NO_ID, pad_ids
 
 if TYPE_CHECKING:
     from mmzoo.processing.processor import Processor
 
-__all__ = ["CaptionCollate", "ClassCollate", "Collate", "Drawn", "Tokens", "draw"]
+__all__ = ["CaptionCollate", "ClassCollate", "Collate", "Drawn", "Tokens"]
 
 MEMORY = 200_000  # texts whose tokens are remembered: every caption of Flickr30k, some 40 MB
 
@@ -32,30 +32,18 @@ class Drawn(NamedTuple):
 
 
 class Collate(Protocol):
-    """Makes drawn samples and their (B, 3, H, W) images a batch."""
+    """Makes samples of one kind a batch of one kind."""
 
-    needs_text: bool
+    def draw(self, sample: Any, seed: int | None) -> Any:
+        """Take what the batch needs of a sample, its pictures aside, or `Broken` where it lacks something.
 
-    def __call__(self, drawn: Sequence[Drawn], images: Tensor) -> Any:
-        """Make a batch of B drawn samples and (B, 3, H, W) images."""
+        Args:
+            sample: Of the kind that the source yields.
+            seed: Number that decides what is drawn at random, or None in evaluation.
+        """
 
-
-def draw(sample: Sample, seed: int | None, *, needs_text: bool) -> Drawn | None:
-    """Choose one text of a sample.
-
-    Args:
-        sample: Its blank texts are passed over.
-        seed: Number that decides, or None for the first text.
-        needs_text: Whether a sample without a text is of no use.
-
-    Returns:
-        The drawn sample, or None if it needs a text and has none.
-    """
-    choices = [j for j, text in enumerate(sample.texts) if text.strip()]
-    if not choices:
-        return None if needs_text else Drawn(sample.key, "", NO_ID, sample.image_ids, sample.label)
-    j = choices[0 if seed is None else seed % len(choices)]
-    return Drawn(sample.key, sample.texts[j], sample.text_ids[j], sample.image_ids, sample.label)
+    def __call__(self, drawn: Sequence[Any], images: Tensor) -> Any:
+        """Make a batch of B drawn samples and their images; those of one sample follow each other."""
 
 
 class Tokens:
@@ -103,11 +91,17 @@ class CaptionCollate:
         with_labels: Whether the source has classes.
     """
 
-    needs_text = True
-
     def __init__(self, tokens: Tokens, *, with_labels: bool) -> None:
         self.tokens = tokens
         self.with_labels = with_labels
+
+    def draw(self, sample: Sample, seed: int | None) -> Drawn | Broken:
+        """Choose one text, passing over blank ones; the first of them in evaluation."""
+        choices = [j for j, text in enumerate(sample.texts) if text.strip()]
+        if not choices:
+            return Broken(sample.key, "no caption")
+        j = choices[0 if seed is None else seed % len(choices)]
+        return Drawn(sample.key, sample.texts[j], sample.text_ids[j], sample.image_ids, sample.label)
 
     def __call__(self, drawn: Sequence[Drawn], images: Tensor) -> CaptionBatch:
         """Make a batch of B drawn samples and (B, 3, H, W) images."""
@@ -126,7 +120,9 @@ class CaptionCollate:
 class ClassCollate:
     """Makes a `ClassBatch`."""
 
-    needs_text = False
+    def draw(self, sample: Sample, seed: int | None) -> Drawn:
+        """Take the label; texts are of no use here."""
+        return Drawn(sample.key, "", NO_ID, sample.image_ids, sample.label)
 
     def __call__(self, drawn: Sequence[Drawn], images: Tensor) -> ClassBatch:
         """Make a batch of B drawn samples and (B, 3, H, W) images."""

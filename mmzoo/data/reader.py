@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmzoo.data.collate import Collate, Drawn, draw
-from mmzoo.data.sample import Sample, Source
+from mmzoo.data.collate import Collate
+from mmzoo.data.sample import AnySource, Broken, Pictured
 from mmzoo.errors import ZooError
 from mmzoo.processing.augment import BatchAugment
 from mmzoo.processing.image import BadImage, ImageSource, ImageTransform, normalize, normalize_batch
@@ -26,6 +26,7 @@ __all__ = [
     "BatchReader",
     "Broken",
     "Finish",
+    "Item",
     "Normalise",
     "Prepare",
     "Read",
@@ -60,11 +61,16 @@ class Step(NamedTuple):
     indices: list[int]
 
 
-class Broken(NamedTuple):
-    """A sample that could not be used, and why."""
+class Item(NamedTuple):
+    """A sample on its way into a batch.
 
-    key: str
-    reason: str
+    Attributes:
+        drawn: What the collate made of it.
+        pixels: Its pictures, (3, H, W) uint8 each.
+    """
+
+    drawn: Any
+    pixels: tuple[Tensor, ...]
 
 
 class Read(NamedTuple):
@@ -143,28 +149,40 @@ class Prepare:
         self.seed = seed
         self.train = train
 
-    def one(self, sample: Sample, seed: int) -> tuple[Drawn, Tensor] | Broken:
-        """Draw a text and decode the picture, or say why that cannot be done.
+    def one(self, sample: Pictured, seed: int) -> Item | Broken:
+        """Draw a text and decode the pictures, or say why that cannot be done.
 
         Args:
             sample: Undecoded.
             seed: Of this sample in this epoch.
         """
         drawn = self.draw(sample, seed)
-        if drawn is None:
-            return Broken(sample.key, "no caption")
-        try:
-            return drawn, self.pixels(sample.image, generator(seed))
-        except BadImage as error:
-            return Broken(sample.key, str(error))
+        if isinstance(drawn, Broken):
+            return drawn
+        draws = generator(seed)
+        pixels: list[Tensor] = []
+        for picture in sample.pictures:
+            try:
+                pixels.append(self.pixels(picture, draws))
+            except BadImage as error:
+                return Broken(_named(sample, len(pixels)), str(error))
+        return Item(drawn, tuple(pixels))
 
-    def draw(self, sample: Sample, seed: int) -> Drawn | None:
-        """Choose a sample's text; None if it needs one and has none."""
-        return draw(sample, seed if self.train else None, needs_text=self.collate.needs_text)
+    def draw(self, sample: Pictured, seed: int) -> Any:
+        """What the collate takes of a sample, or `Broken` where that lacks something."""
+        return self.collate.draw(sample, seed if self.train else None)
 
-    def batch(self, drawn: Sequence[Drawn], pixels: Sequence[Tensor], epoch: int, number: int) -> Any:
-        """Finish and collate B uint8 pictures (3, H, W) and their texts."""
-        return self.collate(drawn, self.finish(pixels, generator(mix(self.seed, epoch, number, 1))))
+    def batch(self, items: Sequence[Item], epoch: int, number: int) -> Any:
+        """Finish and collate B samples."""
+        pixels = [picture for item in items for picture in item.pixels]
+        images = self.finish(pixels, generator(mix(self.seed, epoch, number, 1)))
+        return self.collate([item.drawn for item in items], images)
+
+
+def _named(sample: Pictured, picture: int) -> str:
+    """What to call a picture in a message: its sample's key, and its own name where that is another."""
+    name = sample.picture_keys[picture]
+    return name if name == sample.key else f"{sample.key}, picture {name}"
 
 
 class BatchReader(Dataset[Read | ZooError]):
@@ -179,7 +197,7 @@ class BatchReader(Dataset[Read | ZooError]):
         prepare: What is done to them.
     """
 
-    def __init__(self, source: Source, prepare: Prepare) -> None:
+    def __init__(self, source: AnySource, prepare: Prepare) -> None:
         self.source = source
         self.prepare = prepare
 
@@ -192,13 +210,12 @@ class BatchReader(Dataset[Read | ZooError]):
             items = [item for item in found if item is not None]
             if not items:
                 return Read(None, len(broken), broken)
-            pixels = [picture for _, picture in items]
-            batch = self.prepare.batch([drawn for drawn, _ in items], pixels, step.epoch, step.number)
+            batch = self.prepare.batch(items, step.epoch, step.number)
             return Read(batch, len(items) + len(broken), broken)
         except ZooError as error:
             return error
 
-    def _healthy(self, epoch: int, index: int, broken: list[Broken]) -> tuple[Drawn, Tensor] | None:
+    def _healthy(self, epoch: int, index: int, broken: list[Broken]) -> Item | None:
         """The sample at `index`; if it is broken, the next healthy one (training) or None (evaluation)."""
         count = len(self.source)
         first = len(broken)
@@ -212,7 +229,7 @@ class BatchReader(Dataset[Read | ZooError]):
             raise ZooError(in_a_row(self.source.name, broken[first:]))
         return None
 
-    def _try(self, index: int, seed: int) -> tuple[Drawn, Tensor] | Broken:
+    def _try(self, index: int, seed: int) -> Item | Broken:
         try:
             sample = self.source[index]
         except OSError as error:

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mmzoo.data.collate import Drawn
 from mmzoo.data.loader import BatchOrder, batch_loader, stop_workers
-from mmzoo.data.reader import Broken, Prepare, Read, in_a_row
-from mmzoo.data.sample import Sample
+from mmzoo.data.reader import Item, Prepare, Read, in_a_row
+from mmzoo.data.sample import Broken, Sample
 from mmzoo.data.sources.common import stable_id
 from mmzoo.data.sources.shards import (
     IMAGE_EXTENSIONS,
@@ -89,8 +87,7 @@ class ShardStream(IterableDataset[Read | ZooError]):
         if len(broken) == len(raw):
             raise ZooError(in_a_row(self.name, broken))
         items = [_next_healthy(found, i) for i in range(len(found))]
-        pixels = [picture for _, picture in items]
-        batch = self.prepare.batch([drawn for drawn, _ in items], pixels, self.epoch, overall)
+        batch = self.prepare.batch(items, self.epoch, overall)
         return Read(batch, len(raw) + len(unreadable), unreadable + broken)
 
     def _shuffled(self, part: int, broken: list[Broken]) -> Iterator[Sample]:
@@ -132,7 +129,7 @@ class ShardStream(IterableDataset[Read | ZooError]):
         )
 
 
-def _next_healthy(found: list[tuple[Drawn, Tensor] | Broken], index: int) -> tuple[Drawn, Tensor]:
+def _next_healthy(found: list[Item | Broken], index: int) -> Item:
     for offset in range(len(found)):
         item = found[(index + offset) % len(found)]
         if not isinstance(item, Broken):
