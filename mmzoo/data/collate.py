@@ -58,12 +58,18 @@ class Tokens:
         if spec is None:
             raise ZooError("this model reads no text, so it cannot be trained on captions.")
         self._processor = processor
+        self._longest = spec.context
         self._fixed = spec.context if spec.pad_to_context else None
         self._rows: dict[str, list[int]] = {}
         self._pad = processor.tokenizer.pad_id
+        self._end = processor.tokenizer.eos_id
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, texts: Sequence[str], *, end: bool = False) -> tuple[Tensor, Tensor]:
         """Token ids and keys of B texts.
+
+        Args:
+            texts: B strings.
+            end: Close every text by the end token, also where the model reads texts without one.
 
         Returns:
             ids (B, L) int64 and keep (B, L) bool; L is the longest of the B, 0 of none.
@@ -77,6 +83,8 @@ class Tokens:
             for text, row, real in zip(missing, ids.tolist(), keep.sum(1).tolist()):
                 self._rows[text] = row[:real]
         rows = [self._rows[text] for text in texts]
+        if end:
+            rows = [row if row[-1] == self._end else [*row[: self._longest - 1], self._end] for row in rows]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         width = self._fixed or max(map(len, rows), default=0)
         padded = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows], dtype=torch.int64)
