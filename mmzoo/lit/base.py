@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from mmzoo.adapt import freeze, parts_of
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit.ema import Ema
+from mmzoo.lit.heldout import Collector, Split, splits_of
 from mmzoo.lit.optim import build_optimizer, clip_gradients, warmup_cosine
 from mmzoo.paths import find_weights
 from mmzoo.seeds import mix
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from mmzoo.processing.processor import Processor
 
 __all__ = ["LitBase", "Recipe", "build_model"]
+
+_OWN_STREAM = (
+    1  # one number more than the global generator's seed has, so that the two draw different numbers
+)
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,13 @@ def build_model(family: str, model: Any, pretrained: str | None) -> Any:
 
 
 class LitBase(LightningModule):
-    """Trains `model`; a family adds its steps.
+    """Trains `model`; a family adds `training_step`, and `heldout` and `judge` for evaluation.
 
     Randomness of the forward pass (dropout, stochastic depth, patch dropout) is seeded anew for every step from
     the run's seed, the epoch, the batch and the rank. So it depends neither on validation nor on the loader's
-    workers, and a run resumed in the middle of an epoch goes on as if it had never stopped.
+    workers, and a run resumed in the middle of an epoch goes on as if it had never stopped. The same holds for
+    `generator`, from which losses draw (words to mask, negatives); in evaluation it is seeded from the batch alone, so
+    that every look at a split sees the same draws.
 
     Args:
         model: A model of the zoo.
@@ -111,6 +118,8 @@ class LitBase(LightningModule):
                 tower.set_checkpointing(True)  # type: ignore[operator]
         self.ema = Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None
         self._seed = torch.initial_seed() % 2**32
+        self._generator: torch.Generator | None = None
+        self._collectors: list[tuple[Split, Collector]] = []
 
     @cached_property
     def processor(self) -> Processor:
@@ -139,7 +148,16 @@ class LitBase(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this step."""
-        torch.manual_seed(mix(self._seed, self.current_epoch, batch_idx, self.global_rank))
+        numbers = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(mix(*numbers))
+        self.generator.manual_seed(mix(*numbers, _OWN_STREAM))
+
+    @property
+    def generator(self) -> torch.Generator:
+        """What a loss draws from in this step, on the module's device."""
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(self.device)
+        return self._generator
 
     # -- optimizing ---------------------------------------------------------------------------------------------
 
@@ -213,6 +231,51 @@ class LitBase(LightningModule):
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
+    def heldout(self, split: Split) -> Collector:
+        """What collects a split's numbers; a family says."""
+        raise NotImplementedError
+
+    def judge(self, batch: Any, collector: Any) -> None:
+        """Compute a batch of a split in evaluation, and add it to what `heldout` gave for the split; a family says."""
+        raise NotImplementedError
+
+    def on_validation_epoch_start(self) -> None:
+        """Lend the average to the model. The epoch hooks are used, so that checkpoints see the weights themselves."""
+        if self.ema is not None:
+            self.ema.lend()
+        self._collectors = [(split, self.heldout(split)) for split in splits_of(self.trainer)]
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Judge a batch of a split."""
+        self.generator.manual_seed(mix(dataloader_idx, batch_idx, self.global_rank, _OWN_STREAM))
+        self.judge(batch, self._collectors[dataloader_idx][1])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log each split's numbers with chance beside them, and the first split's score; take the average back."""
+        scores = []
+        for split, collector in self._collectors:
+            numbers = collector.numbers()
+            for name, (value, chance) in numbers.items():
+                self.log_heldout(f"{split.name}/{name}", value, chance)
+            scores.append(sum(numbers[name][0] for name in collector.score) / len(collector.score))
+        if scores:
+            self.log(self.monitor, scores[0], sync_dist=True)
+        self._collectors = []
+        if self.ema is not None:
+            self.ema.take_back()
+
+    def on_test_epoch_start(self) -> None:
+        """As before validation."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As after validation."""
+        self.on_validation_epoch_end()
+
     def log_heldout(self, name: str, value: float, chance: float) -> None:
         """Log a held-out number with what guessing would give beside it.
 
@@ -224,22 +287,6 @@ class LitBase(LightningModule):
         self.chance[name] = chance
         # every rank computes the same numbers from gathered embeddings, so their mean is the number
         self.log_dict({name: value, f"{name}.chance": chance}, sync_dist=True)
-
-    def on_validation_epoch_start(self) -> None:
-        """Lend the average to the model. The epoch hooks are used, so that checkpoints see the weights themselves."""
-        if self.ema is not None:
-            self.ema.lend()
-
-    def on_validation_epoch_end(self) -> None:
-        """Take the average back; a family computes its numbers before calling this."""
-        if self.ema is not None:
-            self.ema.take_back()
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def on_test_epoch_end(self) -> None:
-        """As after validation."""
-        self.on_validation_epoch_end()
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 

@@ -19,11 +19,12 @@ from mmzoo.errors import UsageError
 from mmzoo.interchange import fill_tower
 from mmzoo.lit.base import LitBase, Recipe, build_model
 from mmzoo.lit.features import Remembered
-from mmzoo.lit.heldout import HeldOutPairs, Split, splits_of
+from mmzoo.lit.heldout import HeldOutPairs, Split
 from mmzoo.lit.optim import average_gradients
 from mmzoo.losses.accumulate import cached_step, refuse_batch_statistics
 from mmzoo.losses.contrastive import Contrastive, clip_loss
 from mmzoo.losses.sigmoid import siglip_loss
+from mmzoo.metrics.zeroshot import build_classifier
 from mmzoo.models.clip import CLIP, CLIPConfig
 from mmzoo.processing.templates import TEMPLATES
 
@@ -114,7 +115,6 @@ class LitCLIP(LitBase):
         self.loss, self.gather, self.accumulate, self.templates = loss, gather, accumulate, templates
         self._waiting: CaptionBatch | None = None
         self._done: Contrastive | None = None
-        self._heldout: list[tuple[Split, HeldOutPairs]] = []
         self._remembered = _remembered(self.model) if cache_features else {}
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -202,34 +202,16 @@ class LitCLIP(LitBase):
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        """Start collecting anew."""
-        super().on_validation_epoch_start()
-        self._heldout = [(split, HeldOutPairs()) for split in splits_of(self.trainer)]
+    def heldout(self, split: Split) -> HeldOutPairs:
+        """Retrieval both ways, and zero-shot accuracy where the split has classes."""
+        if not split.classes:
+            return HeldOutPairs()
+        settings = self.model, self.processor, split.classes, TEMPLATES[self.templates]
+        return HeldOutPairs(lambda: build_classifier(*settings, device=self.device))
 
-    on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def judge(self, batch: CaptionBatch, collector: HeldOutPairs) -> None:
         """Embed a batch of the split."""
-        image, text = self.embed(batch)
-        self._heldout[dataloader_idx][1].add(image, text, batch)
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        """Retrieval both ways and zero-shot accuracy on each split, chance beside each."""
-        scores = []
-        for split, pairs in self._heldout:
-            numbers = pairs.numbers(
-                self.model, self.processor, split.classes, TEMPLATES[self.templates], self.device
-            )
-            for name, (value, chance) in numbers.items():
-                self.log_heldout(f"{split.name}/{name}", value, chance)
-            scores.append((numbers["i2t_r1"][0] + numbers["t2i_r1"][0]) / 2)
-        if scores:
-            self.log(self.monitor, scores[0], sync_dist=True)
-        self._heldout = []
-        super().on_validation_epoch_end()
+        collector.add(*self.embed(batch), batch)
 
     def next_command(self, export: Path) -> str:
         """Look at the first held-out split's pictures if they have classes, else at the user's own."""

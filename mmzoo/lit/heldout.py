@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,13 +13,47 @@ from torch import Tensor
 from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.metrics.retrieval import recall
-from mmzoo.metrics.zeroshot import EncodesText, TokenizesText, build_classifier
 from mmzoo.ops.pairs import NO_ID, widen
 
-__all__ = ["HeldOutClasses", "HeldOutPairs", "Numbers", "Split", "splits_of"]
+__all__ = ["Collector", "HeldOutClasses", "HeldOutPairs", "Numbers", "Several", "Split", "splits_of"]
 
 Numbers = dict[str, tuple[float, float]]
 """Metric to (value, what guessing gives)."""
+
+
+class Collector(Protocol):
+    """Collects what a model makes of one held-out split; how it is fed is between it and its family's `judge`."""
+
+    score: tuple[str, ...]
+    """Which of the numbers say how good the model is: their mean is what `best.ckpt` is best at."""
+
+    def numbers(self) -> Numbers:
+        """The split's numbers, once all of it has been judged; the same on every process."""
+        ...
+
+
+class Several:
+    """Collectors of different kinds over the same split.
+
+    Args:
+        main: Its numbers keep their names, and its score is the split's.
+        others: The others by name: `itm=HeldOutClasses()` gives `itm_top1`.
+
+    Attributes:
+        main: As given.
+        others: As given.
+    """
+
+    def __init__(self, main: Collector, **others: Collector):
+        self.main, self.others = main, others
+        self.score = main.score
+
+    def numbers(self) -> Numbers:
+        """All numbers, the main ones first."""
+        found = dict(self.main.numbers())
+        for name, other in self.others.items():
+            found |= {f"{name}_{metric}": number for metric, number in other.numbers().items()}
+        return found
 
 
 class Split(NamedTuple):
@@ -50,9 +84,17 @@ def _gathered(parts: Sequence[Tensor]) -> Tensor:
 
 
 class HeldOutPairs:
-    """Embeddings of a split's images and texts."""
+    """Embeddings of a split's images and texts.
 
-    def __init__(self) -> None:
+    Args:
+        classifier: Makes unit vectors (C, E) of the split's classes when the numbers are asked for; None where it has
+            none.
+    """
+
+    score: tuple[str, ...] = ("i2t_r1", "t2i_r1")
+
+    def __init__(self, classifier: Callable[[], Tensor] | None = None) -> None:
+        self._classifier = classifier
         self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, image: Tensor, text: Tensor, batch: CaptionBatch) -> None:
@@ -60,19 +102,12 @@ class HeldOutPairs:
         labels = batch.labels if batch.labels is not None else torch.full_like(batch.text_ids, NO_ID)
         self._parts.append((image.float(), text.float(), batch.image_ids, batch.text_ids, labels))
 
-    def numbers(
-        self,
-        model: EncodesText,
-        processor: TokenizesText,
-        classes: Sequence[str] | None,
-        templates: Sequence[str],
-        device: torch.device,
-    ) -> Numbers:
+    def numbers(self) -> Numbers:
         """Recall@1, 5 and 10 both ways over the whole split, and zero-shot accuracy where it has classes."""
         columns = list(zip(*self._parts, strict=True))
         width = max(ids.shape[1] for ids in columns[2])
         if dist.world() > 1:
-            width = int(dist.max_over_ranks(torch.tensor(width, device=device)))
+            width = int(dist.max_over_ranks(torch.tensor(width, device=columns[2][0].device)))
         columns[2] = tuple(widen(ids, width) for ids in columns[2])
         image, text, image_ids, text_ids, labels = (_gathered(column) for column in columns)
         recalls = recall(image, text, image_ids=image_ids, text_ids=text_ids)
@@ -82,9 +117,8 @@ class HeldOutPairs:
             for k, value in direction.recall.items()
         }
         known = labels >= 0
-        if classes and bool(known.any()):
-            classifier = build_classifier(model, processor, classes, templates, device=device)
-            guesses = (image[known] @ classifier.float().T).argmax(1)
+        if self._classifier is not None and bool(known.any()):
+            guesses = (image[known] @ self._classifier().float().T).argmax(1)
             right = (guesses == labels[known]).double().mean()
             found["zeroshot_top1"] = (float(right), majority(labels[known]))
         return found
@@ -97,6 +131,8 @@ def majority(labels: Tensor) -> float:
 
 class HeldOutClasses:
     """Counts of a split's right answers."""
+
+    score: tuple[str, ...] = ("top1",)
 
     def __init__(self) -> None:
         self._labels: list[Tensor] = []

@@ -15,7 +15,7 @@ from mmzoo.adapt import replace_head
 from mmzoo.data.batch import ClassBatch
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit.base import LitBase, Recipe, build_model
-from mmzoo.lit.heldout import HeldOutClasses, splits_of
+from mmzoo.lit.heldout import HeldOutClasses, Split, splits_of
 from mmzoo.models.vit import ViT, ViTConfig
 
 __all__ = ["LitViT"]
@@ -57,7 +57,6 @@ class LitViT(LitBase):
             built = replace_head(built, classes)
         super().__init__(built, optimizer, recipe, pretrained=pretrained is not None)
         self.label_smoothing, self.mixup = label_smoothing, mixup
-        self._heldout: list[HeldOutClasses] = []
 
     def on_fit_start(self) -> None:
         """Refuse data whose classes are not the head's."""
@@ -96,31 +95,13 @@ class LitViT(LitBase):
             count = dist.sum_over_ranks(count) / dist.world()
         return total / count.clamp_min(1e-12)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting anew."""
-        super().on_validation_epoch_start()
-        self._heldout = [HeldOutClasses() for _ in splits_of(self.trainer)]
+    def heldout(self, split: Split) -> HeldOutClasses:
+        """Accuracy."""
+        return HeldOutClasses()
 
-    on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, batch: ClassBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def judge(self, batch: ClassBatch, collector: HeldOutClasses) -> None:
         """Count a batch of the split."""
-        self._heldout[dataloader_idx].add(self.model(batch.images), batch.labels)
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        """Accuracy on each split, chance beside it."""
-        scores = []
-        for split, counts in zip(splits_of(self.trainer), self._heldout, strict=True):
-            numbers = counts.numbers()
-            for name, (value, chance) in numbers.items():
-                self.log_heldout(f"{split.name}/{name}", value, chance)
-            scores.append(numbers["top1"][0])
-        if scores:
-            self.log(self.monitor, scores[0], sync_dist=True)
-        self._heldout = []
-        super().on_validation_epoch_end()
+        collector.add(self.model(batch.images), batch.labels)
 
     def predict_step(self, batch: ClassBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Logits (B, C) of the batch, with the keys of its samples."""

@@ -155,7 +155,7 @@ def test_retrieval_counts_any_positive_and_pads_ids(toys):
     pairs.add(eye[2:], swapped[2:], batch._replace(
         image_ids=torch.tensor([[2, 7], [7, 3]]), text_ids=torch.tensor([7, 3]), labels=None
     ))  # fmt: skip
-    numbers = pairs.numbers(None, None, None, (), torch.device("cpu"))
+    numbers = pairs.numbers()
     assert numbers["i2t_r1"][0] == 0.5  # images 2 and 3 find theirs, 0 and 1 each other's
     assert numbers["t2i_r1"][0] == 0.5
     assert "zeroshot_top1" not in numbers
