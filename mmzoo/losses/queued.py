@@ -208,23 +208,22 @@ class _Rows(torch.autograd.Function):
             logits = [x @ block.T for block in blocks]
             positives = [_within(pair, start, stop) for pair in (pairs.batch, pairs.queue)]
             right += (_won(logits, positives) * weight[here]).sum()
-            lse = _normaliser(logits)
-            # the cross-entropy of targets that sum to 1: normaliser - sum(target * logit)
-            cross = weight.new_zeros(stop - start)
+            norm = _normaliser(logits)
+            likely = weight.new_zeros(stop - start)  # sum of target * log-probability
             for z, (row, column) in zip(logits, positives, strict=True):
-                cross.index_add_(0, row, z[row, column] * share[here][row])
+                z.sub_(norm)
+                likely.index_add_(0, row, z[row, column] * share[here][row])
             soft: list[Tensor] = []
             if teacher is not None and alpha:
                 soft = [teacher[here] * scale @ block.T for block in blocks]
                 norm = _normaliser(soft)
                 for z, t in zip(logits, soft, strict=True):
-                    t.sub_(norm).exp_()
-                    cross += alpha * (t * z).sum(1)
-            loss += (w[:, 0] * (lse[:, 0] - cross)).sum()
+                    likely += alpha * torch.linalg.vecdot(t.sub_(norm).exp_(), z)
+            loss -= (w[:, 0] * likely).sum()
             if not grad:
                 continue
             for index, (block, z, (row, column)) in enumerate(zip(blocks, logits, positives, strict=True)):
-                z.sub_(lse).exp_()
+                z.exp_()
                 if soft:
                     z.sub_(soft[index], alpha=alpha)
                 z[row, column] -= share[here][row]
