@@ -143,6 +143,17 @@ class HWIO:
         return [whole.permute(2, 3, 1, 0)]
 
 
+def _with_heads(part: Tensor, heads: int, axis: int) -> Tensor:
+    """The tensor, if that axis has so many heads: flattened, (heads, dim) and (dim, heads) look alike.
+
+    Raises:
+        ValueError: It has another size.
+    """
+    if part.shape[axis] != heads:
+        raise ValueError(f"axis {axis} of {tuple(part.shape)} should have {heads} heads")
+    return part
+
+
 @dataclass(frozen=True)
 class HeadsIn:
     """A projection into heads stored as (in, heads, dim), as flax does."""
@@ -151,7 +162,7 @@ class HeadsIn:
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """To (heads * dim, in)."""
-        return parts[0].flatten(1).transpose(0, 1)
+        return _with_heads(parts[0], self.heads, 1).flatten(1).transpose(0, 1)
 
     def split(self, whole: Tensor, parts: int) -> list[Tensor]:
         """To (in, heads, dim)."""
@@ -166,7 +177,7 @@ class HeadsBias:
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """To (heads * dim,)."""
-        return parts[0].flatten()
+        return _with_heads(parts[0], self.heads, 0).flatten()
 
     def split(self, whole: Tensor, parts: int) -> list[Tensor]:
         """To (heads, dim)."""
@@ -181,7 +192,7 @@ class HeadsOut:
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """To (out, heads * dim)."""
-        return parts[0].flatten(0, 1).transpose(0, 1)
+        return _with_heads(parts[0], self.heads, 0).flatten(0, 1).transpose(0, 1)
 
     def split(self, whole: Tensor, parts: int) -> list[Tensor]:
         """To (heads, dim, out)."""
