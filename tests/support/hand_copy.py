@@ -70,6 +70,44 @@ def copy_hf_vit(model: nn.Module, hf: nn.Module) -> None:
     _pair(model.head, hf.classifier)
 
 
+def copy_hf_vilt(model: nn.Module, hf: nn.Module) -> None:
+    """transformers ViltModel into the stack of mmzoo's ViLT."""
+    e, v, t = hf.embeddings, model.vision, model.text.embed
+    _put(v.cls, e.cls_token)
+    _put(v.pos, e.position_embeddings)
+    _pair(v.patch.proj, e.patch_embeddings.projection)
+    _put(t.tok.weight, e.text_embeddings.word_embeddings.weight)
+    _put(t.pos.weight, e.text_embeddings.position_embeddings.weight)
+    _put(t.token_type.weight, e.text_embeddings.token_type_embeddings.weight)
+    _pair(t.norm, e.text_embeddings.LayerNorm)
+    _put(model.modality.weight, e.token_type_embeddings.weight)
+    for ours, theirs in zip(v.blocks, hf.encoder.layer, strict=True):
+        attention = theirs.attention.attention
+        _pair(ours.attn_norm, theirs.layernorm_before)
+        _fused(ours.attn.qkv, [attention.query, attention.key, attention.value])
+        _pair(ours.attn.out, theirs.attention.output.dense)
+        _pair(ours.mlp_norm, theirs.layernorm_after)
+        _pair(ours.mlp.fc1, theirs.intermediate.dense)
+        _pair(ours.mlp.fc2, theirs.output.dense)
+    _pair(v.norm, hf.layernorm)
+    _pair(model.pooler.dense, hf.pooler.dense)
+
+
+def copy_hf_classifier(head: nn.Module, hf: nn.Module) -> None:
+    """The head of ViltForQuestionAnswering and ViltForImagesAndTextClassification, a sequence of four."""
+    _pair(head.fc1, hf[0])
+    _pair(head.norm, hf[1])
+    _pair(head.fc2, hf[3])
+
+
+def copy_hf_word_head(head: nn.Module, hf: nn.Module) -> None:
+    """ViltMLMHead into mmzoo's head for masked words."""
+    _pair(head.dense, hf.transform.dense)
+    _pair(head.norm, hf.transform.LayerNorm)
+    _put(head.decoder.weight, hf.decoder.weight)
+    _put(head.bias, hf.decoder.bias)
+
+
 def _copy_open_clip_blocks(ours: nn.ModuleList, theirs: nn.ModuleList) -> None:
     for a, b in zip(ours, theirs, strict=True):
         _pair(a.attn_norm, b.ln_1)

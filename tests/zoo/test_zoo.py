@@ -116,7 +116,7 @@ def test_save_and_load_give_the_same_model(name, tmp_path):
     assert not again.training
     size = model.config.image.size
     images = torch.randn(2, 3, size, size)
-    if hasattr(model, "encode_text"):
+    if hasattr(model.config, "text_input"):
         ids, keep = processor.texts(["a cat", "two red apples on a table"])
         for a, b in zip(model(images, ids, keep), again(images, ids, keep), strict=True):
             assert torch.equal(a, b)
