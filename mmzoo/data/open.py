@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmzoo.data.sample import Source
@@ -9,7 +10,7 @@ from mmzoo.data.sources.common import IMAGE_SUFFIXES, choose_split, subfolders
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.paths import find_data
 
-__all__ = ["list_splits", "open_source"]
+__all__ = ["list_splits", "open_joint", "open_source"]
 
 EASY_VQA = frozenset({"easy-vqa", "easy_vqa", "easyvqa"})
 # Folder names that are splits rather than classes.
@@ -27,6 +28,7 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
     | `*.tar`, a glob, braces (`{000..009}.tar`), or a folder of them | indexed shards |
     | a folder with `emoji.json` | the emoji set |
     | a folder with `easyvqa.json`, or the name `easy-vqa` | the shapes of easy-VQA |
+    | several of these joined by `+` | all of them as one, see `open_joint` |
 
     Args:
         path: A file, folder, glob or name. Relative paths are also looked for among the data that mmzoo
@@ -38,6 +40,8 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
         ZooError: Nothing lies there, or nothing that can be recognised.
         UsageError: Unknown split, or `by` given to a source with only one kind of class.
     """
+    if len(parts := _parts(path)) > 1:
+        return open_joint(parts, split=split, by=by)
     kind, found = _recognise(path)
     if kind == "easyvqa":
         from mmzoo.data.sources.easyvqa import EasyVQASource
@@ -79,6 +83,10 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
 
 def list_splits(path: str | Path) -> tuple[str, ...]:
     """Names of the splits that the data at a path has; empty where it is one undivided set."""
+    if len(parts := _parts(path)) > 1:
+        named = {name: list_splits(part) for name, part in _named(parts).items()}
+        shared = [s for s in next(iter(named.values())) if all(s in known for known in named.values())]
+        return (*shared, *(f"{name}:{split}" for name, known in named.items() for split in known))
     kind, found = _recognise(path)
     if kind == "easyvqa":
         from mmzoo.data.sources.easyvqa import SPLITS
@@ -93,6 +101,44 @@ def list_splits(path: str | Path) -> tuple[str, ...]:
 
         return karpathy_splits(found)
     return _split_folders(found) if kind == "splits" else ()
+
+
+def open_joint(parts: Sequence[str], *, split: str | None = None, by: str | None = None) -> Source:
+    """Open several sources as one, or one of them.
+
+    Args:
+        parts: What lies at each is recognised as in `open_source`.
+        split: `"train"`: that split of every source (all of one that has none). `"emoji:unseen-style"`: one split of
+            the source at `.../emoji` alone.
+        by: What classes are, for a single source.
+
+    Raises:
+        ZooError: As of `open_source`.
+        UsageError: Unknown source or split, two sources of one name, or `by` for several.
+    """
+    named = _named(parts)
+    if split is not None and ":" in split:
+        name, _, inner = split.partition(":")
+        return open_source(named[choose_split(name, tuple(named), "+".join(parts))], split=inner, by=by)
+    if by is not None:
+        raise UsageError(f"by: {by!r} says what a class is, and several sources have no classes in common.")
+    from mmzoo.data.sources.joint import JointSource
+
+    return JointSource([open_source(part, split=split if list_splits(part) else None) for part in parts])
+
+
+def _parts(path: str | Path) -> list[str]:
+    """The sources that a path joins by `+`; one, if something lies there that is called so."""
+    text = str(path)
+    return [text] if "+" not in text or Path(text).exists() else text.split("+")
+
+
+def _named(parts: Sequence[str]) -> dict[str, str]:
+    """Each source by the last part of its path."""
+    named = {Path(part).name: part for part in parts}
+    if len(named) < len(parts) or not all(named):
+        raise UsageError(f"{'+'.join(parts)}: sources are told apart by the last part of their paths.")
+    return named
 
 
 def _recognise(path: str | Path) -> tuple[str, Path]:

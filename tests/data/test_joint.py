@@ -1,0 +1,51 @@
+"""Several sources as one: ids never meet, splits are found per part, and what cannot be joined is said."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmzoo.data.open import list_splits, open_source
+from mmzoo.errors import UsageError, ZooError
+
+BOTH = "data/emoji+data/easyvqa"
+
+
+def test_parts_follow_each_other_with_ids_of_their_own() -> None:
+    both, emoji, easy = open_source(BOTH), open_source("data/emoji"), open_source("data/easyvqa")
+    assert len(both) == len(emoji) + len(easy)
+    first, last = both[len(emoji) - 1], both[len(emoji)]
+    assert first.texts == emoji[len(emoji) - 1].texts
+    assert first.image_ids == emoji[len(emoji) - 1].image_ids
+    assert last.texts == easy[0].texts
+    assert last.key.startswith("easyvqa:train/")
+    of_emoji = {i for k in range(len(emoji)) for i in (*both[k].image_ids, *both[k].text_ids)}
+    of_easy = {i for k in range(len(emoji), len(both)) for i in (*both[k].image_ids, *both[k].text_ids)}
+    assert not of_emoji & of_easy
+    assert both.classes is None and first.label is None
+    with pytest.raises(IndexError):
+        both[len(both)]
+
+
+def test_splits_of_the_whole_and_of_a_part() -> None:
+    splits = list_splits(BOTH)
+    assert splits[0] == "train" and "emoji:unseen-style" in splits and "easyvqa:left-out" in splits
+    assert "unseen-style" not in splits
+    part = open_source(BOTH, split="emoji:unseen-style", by="group")
+    alone = open_source("data/emoji", split="unseen-style", by="group")
+    assert (part.name, len(part), part.classes) == (alone.name, len(alone), alone.classes)
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "by", "says"),
+    [
+        (BOTH, "emojis:val", None, "emoji"),
+        (BOTH, "emoji:nothing", None, "unseen-style"),
+        (BOTH, "train", "group", "no classes in common"),
+        ("data/emoji+data/emoji", None, None, "told apart"),
+        ("data/emoji+data/nowhere", None, None, "no data at data/nowhere"),
+        ("data/emoji+", None, None, "told apart"),
+    ],
+)
+def test_what_cannot_be_joined_is_said(path: str, split: str | None, by: str | None, says: str) -> None:
+    with pytest.raises((UsageError, ZooError), match=says):
+        open_source(path, split=split, by=by)
