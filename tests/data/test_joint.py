@@ -21,14 +21,16 @@ def test_parts_follow_each_other_with_ids_of_their_own() -> None:
     of_emoji = {i for k in range(len(emoji)) for i in (*both[k].image_ids, *both[k].text_ids)}
     of_easy = {i for k in range(len(emoji), len(both)) for i in (*both[k].image_ids, *both[k].text_ids)}
     assert not of_emoji & of_easy
-    assert both.classes is None and first.label is None
+    assert both.classes is None
+    assert first.label is None
     with pytest.raises(IndexError):
         both[len(both)]
 
 
 def test_splits_of_the_whole_and_of_a_part() -> None:
     splits = list_splits(BOTH)
-    assert splits[0] == "train" and "emoji:unseen-style" in splits and "easyvqa:left-out" in splits
+    assert splits[0] == "train"
+    assert {"emoji:unseen-style", "easyvqa:left-out"} <= set(splits)
     assert "unseen-style" not in splits
     part = open_source(BOTH, split="emoji:unseen-style", by="group")
     alone = open_source("data/emoji", split="unseen-style", by="group")
