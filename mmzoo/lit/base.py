@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,7 +19,7 @@ from mmzoo.adapt import freeze, parts_of
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit.ema import Ema
 from mmzoo.lit.heldout import Collector, Split, splits_of
-from mmzoo.lit.optim import build_optimizer, clip_gradients, warmup_cosine
+from mmzoo.lit.optim import Schedule, build_optimizer, build_schedule, clip_gradients, part_factors
 from mmzoo.paths import find_weights
 from mmzoo.seeds import mix
 from mmzoo.zoo import FAMILIES, MODELS, create_model, create_processor, family_of
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from mmzoo.processing.processor import Processor
 
 __all__ = ["LitBase", "Recipe", "build_model"]
+
+T = TypeVar("T")
 
 _OWN_STREAM = (
     1  # one number more than the global generator's seed has, so that the two draw different numbers
@@ -38,9 +41,12 @@ class Recipe:
     """How to train, whatever the family.
 
     Attributes:
-        warmup_steps: Optimizer steps over which the rate rises to its full value; a cosine brings it down after.
+        warmup_steps: Optimizer steps over which the rate rises to its full value.
+        warmup_floor: Share of the full rate at the first step; 0 rises from nothing.
+        schedule: How the rate comes down after: along half a cosine or a straight line.
         floor: Share of the full rate that is left at the end.
         layer_decay: Factor on the rate per layer from a tower's top to its input; 1 for none.
+        lr_factors: Factor on the rate of single parts, named as in `freeze`: `{head: 10}`.
         ema_decay: Keep an average of the weights with this decay, evaluate it and export it; None for none.
         freeze: Parts of the model that stay as they are, by the names of `mmzoo.adapt.freeze`: `vision`, `text.embed`,
             `text.blocks.0-5`.
@@ -49,8 +55,11 @@ class Recipe:
     """
 
     warmup_steps: int = 0
+    warmup_floor: float = 0.0
+    schedule: Schedule = "cosine"
     floor: float = 0.0
     layer_decay: float = 1.0
+    lr_factors: dict[str, float] = field(default_factory=dict)
     ema_decay: float | None = None
     freeze: tuple[str, ...] = ()
     checkpointing: bool = False
@@ -107,7 +116,10 @@ class LitBase(LightningModule):
         self.chance: dict[str, float] = {}  # what guessing gives, by metric
         self._make_optimizer = optimizer
         self._left_out: frozenset[str] = frozenset()
-        self._frozen = _freeze(model, recipe.freeze)
+        self._frozen = _in_recipe("freeze", lambda: _freeze(model, recipe.freeze))
+        _in_recipe(
+            "lr_factors", lambda: part_factors(model, recipe.lr_factors)
+        )  # a wrong name is said at once
         if pretrained:
             self._left_out = frozenset(n for n, p in self.named_parameters() if not p.requires_grad)
         if recipe.checkpointing:
@@ -162,16 +174,24 @@ class LitBase(LightningModule):
     # -- optimizing ---------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over parameter groups, and warm-up with cosine by optimizer step."""
+        """The optimizer over parameter groups, and the rate of every optimizer step."""
         total = self.trainer.estimated_stepping_batches
         if total < 0 or math.isinf(total):
             raise ZooError(
                 "the length of the run is unknown, because the data is a stream or max_epochs is -1: "
                 "set trainer.max_steps, which the learning rate's schedule needs."
             )
-        optimizer = build_optimizer(self.model, self._make_optimizer, layer_decay=self.recipe.layer_decay)
-        schedule = warmup_cosine(
-            optimizer, warmup=self.recipe.warmup_steps, total=int(total), floor=self.recipe.floor
+        recipe = self.recipe
+        optimizer = build_optimizer(
+            self.model, self._make_optimizer, layer_decay=recipe.layer_decay, lr_factors=recipe.lr_factors
+        )
+        schedule = build_schedule(
+            optimizer,
+            warmup=recipe.warmup_steps,
+            total=int(total),
+            floor=recipe.floor,
+            shape=recipe.schedule,
+            warmup_floor=recipe.warmup_floor,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -324,10 +344,15 @@ class LitBase(LightningModule):
             self.ema.load_state_dict(state["ema"])
 
 
+def _in_recipe(name: str, work: Callable[[], T]) -> T:
+    """Do what an entry of the recipe says; what is wrong with it is told with its name."""
+    try:
+        return work()
+    except UsageError as error:
+        raise UsageError(f"recipe.{name}: {error}") from None
+
+
 def _freeze(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module | nn.Parameter]:
     """Freeze parts of the model, and give them."""
-    try:
-        freeze(model, names)
-    except UsageError as error:
-        raise UsageError(f"recipe.freeze: {error}") from None
+    freeze(model, names)
     return parts_of(model, names)

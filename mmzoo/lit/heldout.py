@@ -102,14 +102,19 @@ class HeldOutPairs:
         labels = batch.labels if batch.labels is not None else torch.full_like(batch.text_ids, NO_ID)
         self._parts.append((image.float(), text.float(), batch.image_ids, batch.text_ids, labels))
 
-    def numbers(self) -> Numbers:
-        """Recall@1, 5 and 10 both ways over the whole split, and zero-shot accuracy where it has classes."""
+    def gathered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Images (B, E), texts (B, E), image ids (B, m), text ids (B,) and labels (B,) of all processes."""
         columns = list(zip(*self._parts, strict=True))
         width = max(ids.shape[1] for ids in columns[2])
         if dist.world() > 1:
             width = int(dist.max_over_ranks(torch.tensor(width, device=columns[2][0].device)))
         columns[2] = tuple(widen(ids, width) for ids in columns[2])
         image, text, image_ids, text_ids, labels = (_gathered(column) for column in columns)
+        return image, text, image_ids, text_ids, labels
+
+    def numbers(self) -> Numbers:
+        """Recall@1, 5 and 10 both ways over the whole split, and zero-shot accuracy where it has classes."""
+        image, text, image_ids, text_ids, labels = self.gathered()
         recalls = recall(image, text, image_ids=image_ids, text_ids=text_ids)
         found: Numbers = {
             f"{way}_r{k}": (value, direction.chance[k])
@@ -138,6 +143,11 @@ class HeldOutClasses:
         self._labels: list[Tensor] = []
         self._ranks: list[Tensor] = []
         self._classes = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was taken."""
+        return not self._labels
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take logits (B, C) and labels (B,); -1 is not counted."""

@@ -96,19 +96,18 @@ class EmbeddingQueue(nn.Module):
     Args:
         size: How many pairs it holds.
         embed: Width of the embeddings.
-        id_slots: How many ids of an image it remembers.
     """
 
     _TENSORS = ("image", "text", "image_ids", "text_ids")
 
-    def __init__(self, size: int, embed: int, id_slots: int = 4):
+    def __init__(self, size: int, embed: int):
         super().__init__()
         if size < 1:
             raise UsageError(
                 f"a queue of {size} pairs holds nothing; leave it out, or give it a size from 1."
             )
         self.image, self.text = torch.zeros(2, size, embed)
-        self.image_ids = torch.full((size, id_slots), NO_ID)
+        self.image_ids = torch.full((size, 1), NO_ID)  # as wide as the most ids that an image had so far
         self.text_ids = torch.full((size,), NO_ID)
         self.pushed = 0
 
@@ -152,26 +151,20 @@ class EmbeddingQueue(nn.Module):
         if text_ids is None:
             text_ids = self.text_ids.new_full((len(text),), NO_ID)
         sizes = dist.gather_sizes(len(image), image.device)
+        image_ids = image_ids if image_ids.ndim == 2 else image_ids[:, None]
+        most = max(image_ids.shape[1], self.image_ids.shape[1])
+        if dist.world() > 1:
+            most = int(dist.max_over_ranks(torch.tensor(most, device=image.device)))
+        self.image_ids = widen(self.image_ids, most)
         rows = {
             "image": image.to(self.image),
             "text": text.to(self.text),
-            "image_ids": self._fit(image_ids),
+            "image_ids": widen(image_ids, most),
             "text_ids": text_ids,
         }
         for name, new in rows.items():
             self._write(getattr(self, name), dist.gather_no_grad(new, sizes))
         self.pushed += sum(sizes)
-
-    def _fit(self, ids: Tensor) -> Tensor:
-        ids, slots = ids if ids.ndim == 2 else ids[:, None], self.image_ids.shape[1]
-        if ids.shape[1] <= slots:
-            return widen(ids, slots)
-        if bool((ids[:, slots:] != NO_ID).any()):
-            raise ZooError(
-                f"an image has more than {slots} ids, which is what the queue remembers: raise id_slots to "
-                f"{ids.shape[1]}."
-            )
-        return ids[:, :slots]
 
     def _write(self, ring: Tensor, new: Tensor) -> None:
         start = self.pushed + max(0, len(new) - self.size)  # of more than fits, the latest stay
@@ -211,6 +204,8 @@ class EmbeddingQueue(nn.Module):
             value = state_dict[prefix + name]
             if name == "pushed":
                 self.pushed = int(value)
+            elif name == "image_ids" and value.ndim == 2 and len(value) == self.size:
+                self.image_ids = value.to(self.image_ids, copy=True)
             elif value.shape != getattr(self, name).shape:
                 error_msgs.append(
                     f"the queue's {name} is {tuple(value.shape)} in the checkpoint and "

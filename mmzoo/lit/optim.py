@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmzoo import dist
-from mmzoo.errors import ZooError
+from mmzoo.adapt import parts_of
+from mmzoo.errors import UsageError, ZooError
 
 __all__ = [
     "NO_DECAY",
+    "Schedule",
     "average_gradients",
     "build_optimizer",
+    "build_schedule",
     "clip_gradients",
     "layer_factors",
     "needs_decay",
     "parameter_groups",
-    "warmup_cosine",
+    "part_factors",
 ]
+
+Schedule = Literal["cosine", "linear"]
 
 NO_DECAY = frozenset(
     {"cls", "positions", "pos", "registers", "query", "modality", "mask_token", "logit_scale", "logit_bias"}
@@ -43,11 +48,14 @@ def needs_decay(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not NO_DECAY.intersection(name.split("."))
 
 
-def _layer_of(name: str, depths: dict[str, int]) -> tuple[int, int]:
+def _layer_of(name: str, depths: dict[str, int], inputs: Mapping[str, str]) -> tuple[int, int]:
     """The layer of a parameter and the number of layers above it, in its own tower.
 
     0 is the tower's input, 1 to depth are its blocks, depth + 1 is what follows: final norm, projection, head.
     """
+    fed = next((tower for part, tower in inputs.items() if f"{name}.".startswith(f"{part}.")), None)
+    if fed is not None:
+        return 0, depths[f"{fed}."] + 1
     found = _BLOCK.match(name)
     if found:
         layer = int(found["index"]) + 1
@@ -60,7 +68,9 @@ def _layer_of(name: str, depths: dict[str, int]) -> tuple[int, int]:
     return layer, depths[tower] + 1 - layer
 
 
-def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
+def layer_factors(
+    names: Iterable[str], decay: float, inputs: Mapping[str, str] | None = None
+) -> dict[str, float]:
     """Map each parameter name to the factor that layer decay puts on its learning rate.
 
     Each tower counts for itself: the last norm and what follows get 1, the last block `decay`, the one below
@@ -69,21 +79,52 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     Args:
         names: Dotted names of all parameters; a tower is whatever comes before `blocks.N`.
         decay: Factor per layer in (0, 1]; 1 changes nothing.
+        inputs: Parts outside a tower that make its input, each with the tower: `{"text_embed": "vision"}`.
     """
-    names = list(names)
+    names, inputs = list(names), inputs or {}
     depths: dict[str, int] = {}
     for name in names:
         if found := _BLOCK.match(name):
             depths[found["tower"]] = max(depths.get(found["tower"], 0), int(found["index"]) + 1)
-    return {name: decay ** _layer_of(name, depths)[1] for name in names}
+    return {name: decay ** _layer_of(name, depths, inputs)[1] for name in names}
 
 
-def parameter_groups(model: nn.Module, *, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Split the trainable parameters by weight decay and by layer.
+def part_factors(model: nn.Module, factors: Mapping[str, float]) -> dict[str, float]:
+    """Map parameter names to the factor of the part that they belong to; of several the innermost counts.
 
     Args:
-        model: Its frozen parameters (`requires_grad=False`) are left out.
+        model: What the parts are looked for in.
+        factors: By the names of `mmzoo.adapt.parts_of`: `{"head": 10.0, "text.blocks.0-5": 0.1}`.
+
+    Returns:
+        The names in one of these parts; the others stay as they are.
+
+    Raises:
+        UsageError: No such part, or a factor that is not above 0.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found: dict[str, float] = {}
+    for part in sorted(factors, key=lambda part: part.count(".")):
+        if not factors[part] > 0:
+            raise UsageError(
+                f"the factor of {part} is {factors[part]}; it must be above 0 (freeze keeps it still)."
+            )
+        for member in parts_of(model, [part]):
+            own = [member] if isinstance(member, nn.Parameter) else member.parameters()
+            found |= {names[parameter]: factors[part] for parameter in own}
+    return found
+
+
+def parameter_groups(
+    model: nn.Module, *, layer_decay: float = 1.0, lr_factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters by weight decay, by layer and by part.
+
+    Args:
+        model: Its frozen parameters (`requires_grad=False`) are left out. Its attribute `input_parts`, where it has
+            one, is what `layer_factors` calls inputs.
         layer_decay: See `layer_factors`.
+        lr_factors: See `part_factors`; they multiply with layer decay.
 
     Returns:
         Groups for any torch optimizer. Beside `params` each has `name` (for logs), `names` (of its parameters)
@@ -100,7 +141,10 @@ def parameter_groups(model: nn.Module, *, layer_decay: float = 1.0) -> list[dict
         raise ZooError("layer_decay counts the blocks of one stack and this tower has stages: set it to 1.")
     if not trainable:
         raise ZooError("every parameter is frozen, so there is nothing to train: shorten `freeze`.")
-    scales = layer_factors((name for name, _ in model.named_parameters()), layer_decay)
+    names = [name for name, _ in model.named_parameters()]
+    scales = layer_factors(names, layer_decay, getattr(model, "input_parts", None))
+    for name, factor in part_factors(model, lr_factors or {}).items():
+        scales[name] *= factor
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in trainable.items():
         scale, decays = scales[name], needs_decay(name, parameter)
@@ -131,9 +175,13 @@ def _with_fused(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer
 
 
 def build_optimizer(
-    model: nn.Module, factory: Callable[[list[dict[str, Any]]], Optimizer], *, layer_decay: float = 1.0
+    model: nn.Module,
+    factory: Callable[[list[dict[str, Any]]], Optimizer],
+    *,
+    layer_decay: float = 1.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """Create the optimizer over `parameter_groups`, with layer decay folded into each group's rate.
+    """Create the optimizer over `parameter_groups`, with layer decay and factors folded into each group's rate.
 
     The rate is folded here and not by a scheduler, so it holds during warm-up, shows up in every log of the
     groups' rates, and cannot be undone by a scheduler that knows nothing of it.
@@ -142,8 +190,9 @@ def build_optimizer(
         model: What to train.
         factory: Takes the groups and returns the optimizer; its rate is that of the top layers.
         layer_decay: See `layer_factors`.
+        lr_factors: See `part_factors`.
     """
-    groups = parameter_groups(model, layer_decay=layer_decay)
+    groups = parameter_groups(model, layer_decay=layer_decay, lr_factors=lr_factors)
     optimizer = factory([dict(group) for group in groups])
     optimizer = _with_fused(optimizer, groups)
     for group in optimizer.param_groups:
@@ -151,21 +200,34 @@ def build_optimizer(
     return optimizer
 
 
-def warmup_cosine(optimizer: Optimizer, *, warmup: int, total: int, floor: float = 0.0) -> LambdaLR:
-    """Scale every group's rate: a straight line up over `warmup` steps, then half a cosine down to `floor`.
+def build_schedule(
+    optimizer: Optimizer,
+    *,
+    warmup: int,
+    total: int,
+    floor: float = 0.0,
+    shape: Schedule = "cosine",
+    warmup_floor: float = 0.0,
+) -> LambdaLR:
+    """Scale every group's rate: a straight line up over `warmup` steps, then down to `floor`.
 
     Args:
         optimizer: Its groups keep their ratios to each other.
         warmup: Steps until the full rate; the first step already moves.
         total: Optimizer steps of the whole run, warm-up included.
         floor: Share of the full rate at the end.
+        shape: The way down: half a cosine, or a straight line (transformers' polynomial of power 1, ViLT).
+        warmup_floor: Share of the full rate at the first step (ALBEF: 0.1); 0 starts one of `warmup + 1` equal steps
+            above nothing.
     """
+    start = warmup_floor or 1 / (warmup + 1)
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / (warmup + 1)
+            return start + (1 - start) * step / warmup
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        left = 1 - progress if shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return floor + (1 - floor) * left
 
     return LambdaLR(optimizer, factor)
 

@@ -55,15 +55,14 @@ def choose(image: Tensor, text: Tensor, k: int, *, block: int = 1024) -> Candida
     texts, images = _nearest(image, text, k, block), _nearest(text, image, k, block)
     rows = torch.arange(len(image), device=image.device)[:, None].expand_as(texts)
     columns = torch.arange(len(text), device=text.device)[:, None].expand_as(images)
-    pairs = torch.cat(
-        [(rows * len(text) + texts).flatten(), (images * len(text) + columns).flatten()]
-    ).unique()
+    both = torch.cat([(rows * len(text) + texts).flatten(), (images * len(text) + columns).flatten()])
+    pairs = torch.unique(both)
     return Candidates(texts, images, pairs // len(text), pairs % len(text))
 
 
 def _nearest(queries: Tensor, items: Tensor, k: int, block: int) -> Tensor:
     best = TopK(len(queries), min(k, len(items)))
-    for some in items.split(block):
+    for some in torch.split(items, block):
         best.add(queries @ some.T)
     return best.places
 

@@ -148,6 +148,11 @@ class Tokenizer:
             )
         return found
 
+    def vocabulary(self) -> list[str]:
+        """All entries in the order of their ids."""
+        found = self._core.get_vocab(with_added_tokens=True)
+        return sorted(found, key=found.__getitem__)
+
     def _prepare(self, text: str) -> str:
         return self._split_ready(text if self._clean is None else self._clean(text))
 

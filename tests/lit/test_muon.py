@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmzoo.lit.muon import Muon, orthogonal
-from mmzoo.lit.optim import build_optimizer, warmup_cosine
+from mmzoo.lit.optim import build_optimizer, build_schedule
 from mmzoo.zoo import create_model
 
 
@@ -73,7 +73,7 @@ def test_rate_follows_the_schedule_and_decay_shrinks():
     model = tiny()
     weight = model.vision.blocks[0].attn.out.weight
     optimizer = build_optimizer(model, lambda groups: Muon(groups, lr=1e-3, ratio=10.0, weight_decay=0.5))
-    warmup_cosine(optimizer, warmup=9, total=100)  # the first step has a tenth of the rate
+    build_schedule(optimizer, warmup=9, total=100)  # the first step has a tenth of the rate
     before = weight.detach().clone()
     gradients(model, 0)
     weight.grad.zero_()

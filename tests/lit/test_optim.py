@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmzoo.errors import ZooError
-from mmzoo.lit.optim import build_optimizer, clip_gradients, layer_factors, parameter_groups, warmup_cosine
+from mmzoo.errors import UsageError, ZooError
+from mmzoo.lit.optim import build_optimizer, build_schedule, clip_gradients, layer_factors, parameter_groups
 
 
 class Tower(nn.Module):
@@ -75,7 +75,7 @@ def test_layer_decay_holds_at_every_step_of_warmup_and_cosine():
     optimizer = build_optimizer(
         model, lambda g: torch.optim.AdamW(g, lr=1.0, weight_decay=0.1), layer_decay=0.5
     )
-    schedule = warmup_cosine(optimizer, warmup=4, total=12, floor=0.1)
+    schedule = build_schedule(optimizer, warmup=4, total=12, floor=0.1)
     names = [set(group["names"]) for group in optimizer.param_groups]
     assert {round(g["lr_scale"], 6) for g in optimizer.param_groups} == {1, 0.5, 0.25, 0.125, 0.0625}
     for step in range(13):
@@ -105,6 +105,78 @@ def test_layer_decay_changes_what_a_step_does():
     assert moved["project.weight"] == pytest.approx(0.1, rel=1e-5)
     assert moved["vision.blocks.0.fc.weight"] == pytest.approx(0.0125, rel=1e-5)
     assert moved["vision.pos"] == pytest.approx(0.00625, rel=1e-5)
+
+
+class Single(nn.Module):
+    """One stack that reads words and pictures, as ViLT does: what feeds it stands outside."""
+
+    input_parts = {"text_embed": "vision", "modality": "vision"}
+
+    def __init__(self):
+        super().__init__()
+        self.vision = Tower(depth=3)
+        self.text_embed = nn.Embedding(9, 8)
+        self.modality = nn.Parameter(torch.zeros(2, 8))
+        self.modality_free = nn.Linear(8, 8)
+        self.vqa_head = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+def test_what_feeds_a_tower_from_outside_is_its_input():
+    rates = {
+        name: group["lr_scale"]
+        for group in parameter_groups(Single(), layer_decay=0.5)
+        for name in group["names"]
+    }
+    assert rates["text_embed.weight"] == rates["modality"] == rates["vision.patch.weight"] == 0.5**4
+    assert rates["modality_free.weight"] == rates["vqa_head.0.weight"] == rates["vision.norm.weight"] == 1
+    assert rates["vision.blocks.2.fc.weight"] == 0.5
+
+
+def test_parts_have_rates_of_their_own():
+    model = Single()
+    factors = {"vqa_head": 10.0, "vqa_head.2": 3.0, "modality": 2.0, "vision.blocks.0-1": 0.1}
+    optimizer = build_optimizer(
+        model, lambda g: torch.optim.AdamW(g, lr=1e-2, weight_decay=0.1), layer_decay=0.5, lr_factors=factors
+    )
+    schedule = build_schedule(optimizer, warmup=4, total=8)
+    for step in range(4):
+        rates = {name: g["lr"] for g in optimizer.param_groups for name in g["names"]}
+        assert len(rates) == len(list(model.parameters()))
+        full = 1e-2 * (step + 1) / 5
+        assert rates["vqa_head.0.weight"] == rates["vqa_head.1.bias"] == pytest.approx(10 * full)
+        assert rates["vqa_head.2.weight"] == pytest.approx(3 * full)  # the inner part's own
+        assert rates["modality"] == pytest.approx(2 * 0.5**4 * full)
+        assert rates["vision.blocks.1.fc.weight"] == pytest.approx(0.1 * 0.5**2 * full)
+        assert rates["vision.blocks.2.fc.weight"] == pytest.approx(0.5 * full)
+        assert rates["modality_free.weight"] == pytest.approx(full)
+        optimizer.step()
+        schedule.step()
+    decays = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["names"]}
+    assert (decays["vqa_head.0.weight"], decays["vqa_head.0.bias"], decays["modality"]) == (0.1, 0.0, 0.0)
+    with pytest.raises(UsageError, match=r"no part 'vqa'.*vqa_head"):
+        parameter_groups(model, lr_factors={"vqa": 10.0})
+    with pytest.raises(UsageError, match="factor of vqa_head is 0"):
+        parameter_groups(model, lr_factors={"vqa_head": 0})
+
+
+def test_a_straight_line_down_and_a_warmup_from_a_share():
+    model = nn.Linear(2, 2)
+
+    def rates(**settings):
+        optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+        schedule = build_schedule(optimizer, **settings)
+        found = []
+        for _ in range(settings["total"] + 1):
+            found.append(optimizer.param_groups[0]["lr"] / 2)
+            optimizer.step()
+            schedule.step()
+        return found
+
+    # transformers' get_polynomial_decay_schedule_with_warmup(power=1, lr_end=0.2 * lr), from its first full step on
+    assert rates(warmup=2, total=6, shape="linear", floor=0.2)[2:] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    # ALBEF: from 1e-5 to 1e-4, a tenth of it, in equal steps
+    assert rates(warmup=3, total=5, warmup_floor=0.1)[:4] == pytest.approx([0.1, 0.4, 0.7, 1])
+    assert rates(warmup=0, total=4, shape="linear") == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
 def test_fused_is_the_default_unless_somebody_chose():
@@ -172,12 +244,12 @@ def test_clipping_by_value():
 def test_the_schedule_resumes():
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    schedule = warmup_cosine(optimizer, warmup=2, total=9)
+    schedule = build_schedule(optimizer, warmup=2, total=9)
     for _ in range(5):
         optimizer.step()
         schedule.step()
     fresh = torch.optim.SGD(model.parameters(), lr=0.3)
-    resumed = warmup_cosine(fresh, warmup=2, total=9)
+    resumed = build_schedule(fresh, warmup=2, total=9)
     fresh.load_state_dict(optimizer.state_dict())
     resumed.load_state_dict(schedule.state_dict())
     for _ in range(4):
