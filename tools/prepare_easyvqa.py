@@ -1,4 +1,4 @@
-"""Pack the pictures of the easy-VQA package into two atlases and an index of shape and colour.
+"""Pack the pictures of the easy-VQA package into two atlases, an index of shape and colour, and its questions.
 
     pip install easy-vqa==1.0
     python tools/prepare_easyvqa.py            # writes data/easyvqa
@@ -74,6 +74,24 @@ def load(part: str) -> tuple[Image.Image, list[str | None]]:
     return sheet, names
 
 
+def questions() -> str:
+    """Every question and answer as JSON, a line per picture: number of a question, number of its answer, ...."""
+    import easy_vqa
+
+    asked = {part: list(zip(*getattr(easy_vqa, f"get_{part}_questions")())) for part in ("train", "test")}
+    texts = sorted({question for rows in asked.values() for question, _, _ in rows})
+    answers = easy_vqa.get_answers()
+    lines = ["{", f'"questions": {json.dumps(texts)},', f'"answers": {json.dumps(answers)},']
+    for part, rows in asked.items():
+        pictures: list[list[int]] = [[] for _ in range(rows[-1][2] + 1)]
+        for question, answer, image in rows:  # in the order of the pictures
+            pictures[image] += [texts.index(question), answers.index(answer)]
+        body = ",\n".join(json.dumps(numbers, separators=(",", ":")) for numbers in pictures)
+        lines.append(f'"{part}": [\n{body}\n]' + ("," if part == "train" else ""))
+        print(f"{part}: {len(rows)} questions, {len(answers)} answers")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
 def pixel_hash(image: Image.Image) -> str:
     return hashlib.sha256(np.asarray(image.convert("RGB")).tobytes()).hexdigest()
 
@@ -95,15 +113,16 @@ def main() -> None:
         "package": "easy-vqa 1.0", "pixels": pixels,
         "pictures": {p: names for p, (_, names) in parts.items()},
     }  # fmt: skip
-    text = json.dumps(index, indent=0) + "\n"
+    texts = {"easyvqa.json": json.dumps(index, indent=0) + "\n", "questions.json": questions()}
     if check:
         wrong = [p for p in parts if pixel_hash(Image.open(DATA / f"{p}.webp")) != pixels[p]]
-        wrong += [] if (DATA / "easyvqa.json").read_text(encoding="utf-8") == text else ["easyvqa.json"]
+        wrong += [name for name in texts if (DATA / name).read_text(encoding="utf-8") != texts[name]]
         sys.exit(f"prepare_easyvqa: differs from data/easyvqa: {', '.join(wrong)}" if wrong else 0)
     DATA.mkdir(parents=True, exist_ok=True)
     for part, (sheet, _) in parts.items():
         sheet.save(DATA / f"{part}.webp", lossless=True, quality=100, method=6)
-    (DATA / "easyvqa.json").write_text(text, encoding="utf-8")
+    for name, text in texts.items():
+        (DATA / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
