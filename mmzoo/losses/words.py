@@ -204,8 +204,11 @@ def _check(
         raise ZooError(
             f"word_loss takes hidden (R, D) and weight (V, D), not {tuple(hidden.shape)} and {tuple(weight.shape)}."
         )
-    if labels.shape != hidden.shape[:1] or (row_weight is not None and row_weight.shape != labels.shape):
-        raise ZooError(f"word_loss takes a label for each of {len(hidden)} rows, not {tuple(labels.shape)}.")
+    for name, each in (("label", labels), ("weight", row_weight)):
+        if each is not None and each.shape != hidden.shape[:1]:
+            raise ZooError(
+                f"word_loss takes a {name} for each of {len(hidden)} rows, not {tuple(each.shape)}."
+            )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ZooError(f"word_loss takes a bias for each of {len(weight)} words, not {tuple(bias.shape)}.")
     if not 0 <= alpha <= 1 or (alpha and soft is None):

@@ -2,7 +2,7 @@
 
 First, the log-probability of every answer's first token, from one position of the decoder. Then only the k answers
 whose first token is likeliest are read to their end, and their log-probabilities summed. The reference adds the first
-token's to a sum that holds it already (salesforce/BLIP issue 208), which ranks answers with a likely beginning too high.
+token's to a sum that holds it already (salesforce/BLIP issue 208): answers with a likely beginning come out too high.
 """
 
 from __future__ import annotations

@@ -72,9 +72,9 @@ def test_list_is_the_registry_sorted():
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("*-tiny", ["clip-tiny", "vit-tiny"]),
-        ("tiny", ["clip-tiny", "vit-tiny"]),
-        ("mmzoo", ["clip-tiny", "vit-tiny"]),
+        ("*-tiny", ["albef-tiny", "clip-tiny", "vilt-tiny", "vit-tiny"]),
+        ("tiny", ["albef-tiny", "clip-tiny", "vilt-tiny", "vit-tiny"]),
+        ("mmzoo", ["albef-tiny", "clip-tiny", "vilt-tiny", "vit-tiny"]),
         ("clip-vit-l14", ["clip-vit-l14", "clip-vit-l14-336", "clip-vit-l14-laion"]),
         ("h14", ["clip-vit-h14-laion", "vit-h14-224"]),
     ],

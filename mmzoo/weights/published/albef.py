@@ -10,7 +10,7 @@ BSD-3-Clause in both. Paper figures: ALBEF's row for 14 million images as BLIP's
 from __future__ import annotations
 
 from mmzoo.spec import ImageSpec
-from mmzoo.weights.record import Number, Record
+from mmzoo.weights.record import Number, Record, Setting
 
 __all__ = ["RECORDS"]
 
@@ -20,19 +20,32 @@ _BENCHMARK = "LAVIS docs/benchmark.rst"
 _PAPER = "arXiv:2201.12086 tables 5 and 8, ALBEF 14M"
 
 
+def _own(model: str, size: int) -> bool:
+    """Whether this is the image size of the model's name: 256 in pre-training, 384 for everything fine-tuned."""
+    return size == (256 if model == "albef-b16" else 384)
+
+
+def _image(model: str, size: int) -> ImageSpec | None:
+    return None if _own(model, size) else ImageSpec(size, fit="squash")
+
+
+def _settings(model: str, size: int, *, sep: bool) -> dict[str, Setting]:
+    return {"text_input.sep": sep} | ({} if _own(model, size) else {"vision.image_size": size})
+
+
 def _authors(
     model: str, tag: str, file: str, size: int, numbers: tuple[Number, ...] = (), *, note: str = ""
 ) -> Record:
     return Record(
         model, tag, "albef/official", file, "BSD-3-Clause", url=f"{_AUTHORS}/{file}",
-        image=ImageSpec(size, fit="squash"), settings={"text_input.sep": False}, numbers=numbers, note=note,
+        image=_image(model, size), settings=_settings(model, size, sep=False), numbers=numbers, note=note,
     )  # fmt: skip
 
 
 def _lavis(model: str, tag: str, file: str, numbers: tuple[Number, ...] = ()) -> Record:
     return Record(
         model, f"{tag}-lavis", "albef/lavis", file, "BSD-3-Clause", url=f"{_LAVIS}/{file}",
-        image=ImageSpec(384, fit="squash"), settings={"text_input.sep": True}, numbers=numbers,
+        image=_image(model, 384), settings=_settings(model, 384, sep=True), numbers=numbers,
     )  # fmt: skip
 
 
