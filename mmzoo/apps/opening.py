@@ -83,13 +83,14 @@ def open_model(
     return Opened(module, processor, name, name, where)
 
 
-def require(opened: Opened, capability: str, what: str) -> None:
+def require(opened: Opened, capability: str, what: str, *also: str) -> None:
     """Refuse a model that lacks a capability.
 
     Args:
         opened: The model.
         capability: A name of `mmzoo.models.capabilities.CAPABILITIES`.
         what: What was asked of it, to complete "... cannot ...".
+        also: Capabilities that are needed as well, of which models to name.
 
     Raises:
         ZooError: It lacks the capability; the text says what it can do and which models can.
@@ -98,7 +99,7 @@ def require(opened: Opened, capability: str, what: str) -> None:
         return
     can = " and ".join(capabilities_of(opened.model)) or "gives features only"
     others = sorted(
-        (name for name, entry in zoo.MODELS.items() if capability in entry.capabilities),
+        (name for name, entry in zoo.MODELS.items() if {capability, *also} <= set(entry.capabilities)),
         key=lambda name: zoo.MODELS[name].params,
     )
     some = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")

@@ -44,6 +44,9 @@ VERBS = {
     "embed": Verb(
         "Use", "embeddings of pictures and texts, as safetensors or Parquet", "mmzoo.cli.verbs.embed"
     ),
+    "retrieve": Verb(
+        "Use", "find pictures by words, captions or pictures by a picture", "mmzoo.cli.verbs.retrieve"
+    ),
     "convert": Verb("Move", "weights from any layout to any other, exactly", "mmzoo.cli.verbs.convert"),
     "export": Verb("Move", "encoders as torch.export programs and ONNX, checked", "mmzoo.cli.verbs.export"),
     "list": Verb("Look", "the models: size, input, what they can do, licence", "mmzoo.cli.verbs.list"),

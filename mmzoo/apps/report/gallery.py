@@ -29,6 +29,8 @@ __all__ = [
     "Matrix",
     "Number",
     "Pair",
+    "Row",
+    "RowHit",
     "page_path",
     "render",
     "write",
@@ -118,6 +120,30 @@ class Matrix(NamedTuple):
     counts: Sequence[Sequence[int]]
 
 
+class RowHit(NamedTuple):
+    """One thing that a search found: its key or text, a `data:` URI or nothing, and how well it fits, in words."""
+
+    label: str
+    image: str
+    score: str
+
+
+class Row(NamedTuple):
+    """A query and what it found.
+
+    Attributes:
+        query: Its text, or the key of its picture.
+        image: A `data:` URI of its picture, or an empty string.
+        pictured: Whether pictures were found, or texts.
+        hits: Best first.
+    """
+
+    query: str
+    image: str
+    pictured: bool
+    hits: tuple[RowHit, ...]
+
+
 @dataclass(frozen=True)
 class Gallery:
     """Everything on the page.
@@ -129,6 +155,9 @@ class Gallery:
         cards: Pictures, the most interesting first.
         cards_of: How many pictures there were before the page was bounded.
         cards_which: Which of them are shown, where not all are.
+        rows: Queries of a search with what they found.
+        rows_of: How many queries there were before the page was bounded.
+        rows_score: What the numbers beside the hits are.
         classes: Per-class table; empty to leave it out.
         matrix: Confusion matrix, where there are at most `MATRIX_MAX` classes.
         pairs: The most confused pairs, most pictures first.
@@ -142,6 +171,9 @@ class Gallery:
     cards: Sequence[Card] = ()
     cards_of: int = 0
     cards_which: str = ""
+    rows: Sequence[Row] = ()
+    rows_of: int = 0
+    rows_score: str = ""
     classes: Sequence[ClassRow] = ()
     matrix: Matrix | None = None
     pairs: Sequence[Pair] = ()
