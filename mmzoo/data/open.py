@@ -107,7 +107,8 @@ def open_joint(parts: Sequence[str], *, split: str | None = None, by: str | None
     """Open several sources as one, or one of them.
 
     Args:
-        parts: What lies at each is recognised as in `open_source`.
+        parts: What lies at each is recognised as in `open_source`. A path that stands here several times is read that
+            often each epoch, to give a small source more weight.
         split: `"train"`: that split of every source (all of one that has none). `"emoji:unseen-style"`: one split of
             the source at `.../emoji` alone.
         by: What classes are, for a single source.
@@ -124,7 +125,8 @@ def open_joint(parts: Sequence[str], *, split: str | None = None, by: str | None
         raise UsageError(f"by: {by!r} says what a class is, and several sources have no classes in common.")
     from mmzoo.data.sources.joint import JointSource
 
-    return JointSource([open_source(part, split=split if list_splits(part) else None) for part in parts])
+    opened = {part: open_source(part, split=split if list_splits(part) else None) for part in named.values()}
+    return JointSource([opened[part] for part in parts])
 
 
 def _parts(path: str | Path) -> list[str]:
@@ -136,7 +138,7 @@ def _parts(path: str | Path) -> list[str]:
 def _named(parts: Sequence[str]) -> dict[str, str]:
     """Each source by the last part of its path."""
     named = {Path(part).name: part for part in parts}
-    if len(named) < len(parts) or not all(named):
+    if len(named) < len(set(parts)) or not all(named):
         raise UsageError(f"{'+'.join(parts)}: sources are told apart by the last part of their paths.")
     return named
 

@@ -37,13 +37,20 @@ def test_splits_of_the_whole_and_of_a_part() -> None:
     assert (part.name, len(part), part.classes) == (alone.name, len(alone), alone.classes)
 
 
+def test_a_source_counts_as_often_as_it_is_named() -> None:
+    twice, emoji = open_source(f"data/emoji+{BOTH}"), open_source("data/emoji")
+    assert len(twice) == len(emoji) + len(open_source(BOTH))
+    assert twice[3] == twice[len(emoji) + 3], "the same sample, with the same ids"
+    assert "emoji:unseen-style" in list_splits(f"data/emoji+{BOTH}")
+
+
 @pytest.mark.parametrize(
     ("path", "split", "by", "says"),
     [
         (BOTH, "emojis:val", None, "emoji"),
         (BOTH, "emoji:nothing", None, "unseen-style"),
         (BOTH, "train", "group", "no classes in common"),
-        ("data/emoji+data/emoji", None, None, "told apart"),
+        ("data/emoji+./data/emoji", None, None, "told apart"),
         ("data/emoji+data/nowhere", None, None, "no data at data/nowhere"),
         ("data/emoji+", None, None, "told apart"),
     ],

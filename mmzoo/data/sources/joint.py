@@ -11,7 +11,7 @@ from mmzoo.data.sample import Sample, Source
 __all__ = ["ID_RANGE", "JointSource"]
 
 ID_RANGE = 2**32
-"""Ids of part p begin at `p * ID_RANGE`: what is said of one part's pictures is about no other part's."""
+"""Ids of the p-th different part begin at `p * ID_RANGE`: what is said of its pictures is about no other part's."""
 
 
 class JointSource:
@@ -21,7 +21,7 @@ class JointSource:
     source's name.
 
     Args:
-        parts: The sources, at least one.
+        parts: The sources, at least one. One that stands here several times is read that often each epoch.
 
     Attributes:
         classes: None.
@@ -39,6 +39,8 @@ class JointSource:
         self.parts = tuple(parts)
         self.name = "+".join(part.name for part in parts)
         self._ends = list(accumulate(len(part) for part in parts))
+        distinct = list(dict.fromkeys(id(part) for part in parts))
+        self._firsts = [distinct.index(id(part)) * ID_RANGE for part in parts]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -49,7 +51,7 @@ class JointSource:
         number = bisect_right(self._ends, index)
         part = self.parts[number]
         sample = part[index - (self._ends[number] - len(part))]
-        first = number * ID_RANGE
+        first = self._firsts[number]
         return sample._replace(
             key=f"{part.name}/{sample.key}",
             text_ids=tuple(first + i for i in sample.text_ids),
