@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
+    "Annotation",
     "AnySource",
     "Broken",
     "EntailSample",
@@ -50,6 +51,13 @@ class Pictured(Protocol):
 
     def bare(self) -> Self:
         """The sample without its pictures."""
+
+
+class Annotation(Pictured, Protocol):
+    """A sample out of an annotation file, which names pictures."""
+
+    def holding(self, *pictures: Picture) -> Self:
+        """The sample with its pictures."""
 
 
 class Sample(NamedTuple):
@@ -131,6 +139,10 @@ class QuestionSample(NamedTuple):
         """The sample without its picture."""
         return self._replace(image=b"")
 
+    def holding(self, *pictures: Picture) -> Self:
+        """The sample with its picture."""
+        return self._replace(image=pictures[0])
+
     @property
     def said(self) -> tuple[str, ...]:
         """Every annotator's answer, repeats included."""
@@ -173,6 +185,10 @@ class PairSample(NamedTuple):
         """The sample without its pictures."""
         return self._replace(first=b"", second=b"")
 
+    def holding(self, *pictures: Picture) -> Self:
+        """The sample with its pictures, the left one first."""
+        return self._replace(first=pictures[0], second=pictures[1])
+
 
 class EntailSample(NamedTuple):
     """A sentence that a picture entails, contradicts or leaves open (SNLI-VE).
@@ -204,6 +220,10 @@ class EntailSample(NamedTuple):
     def bare(self) -> Self:
         """The sample without its picture."""
         return self._replace(image=b"")
+
+    def holding(self, *pictures: Picture) -> Self:
+        """The sample with its picture."""
+        return self._replace(image=pictures[0])
 
 
 class AnySource(Protocol):
@@ -249,8 +269,14 @@ class PairSource(AnySource, Protocol):
 
     def __getitem__(self, index: int) -> PairSample: ...
 
+    def told(self, index: int) -> PairSample:
+        """A sample without its pictures, which are not read."""
+
 
 class EntailSource(AnySource, Protocol):
     """Sentences about one picture, with what it says to them."""
 
     def __getitem__(self, index: int) -> EntailSample: ...
+
+    def told(self, index: int) -> EntailSample:
+        """A sample without its picture, which is not read."""
