@@ -24,7 +24,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import mmzoo.data.modules  # noqa: F401 - makes its classes known by their short names, as mmzoo.lit does
+import mmzoo.data.modules
+import mmzoo.data.task_modules  # noqa: F401 - makes their classes known by their short names, as mmzoo.lit does
 from mmzoo.cli.complaints import sentence
 from mmzoo.cli.runs import Claim, checkpoint_of, run_name
 from mmzoo.errors import UsageError, ZooError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,7 +14,7 @@ from mmzoo.data.collate import CaptionCollate, ClassCollate, Collate, Tokens
 from mmzoo.data.loader import BatchOrder, MapReads, Reads, ResumableLoader
 from mmzoo.data.open import list_splits, open_source
 from mmzoo.data.reader import BatchReader, Normalise, Prepare, ToPixels, Whole
-from mmzoo.data.sample import Source
+from mmzoo.data.sample import AnySource, Source
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.processing.augment import BatchAugment
 from mmzoo.processing.image import ImageTransform, TrainTransform
@@ -63,8 +63,8 @@ class PictureData(LightningDataModule, ABC):
     same batches, and a run that was stopped in the middle of an epoch goes on with the batch that was next.
 
     Args:
-        source: Training data: a folder, file, shards or the name of a carried set; see
-            `mmzoo.data.open_source`.
+        source: Training data: a folder, file, shards or the name of a carried set, or several of them, as a list or
+            joined by `+`; see `mmzoo.data.open.open_source`.
         train_split: Split of the source to train on. A source without splits is taken whole.
         val: Held-out data, if it lies elsewhere than the training data.
         val_splits: Held-out splits, each with its own numbers. Left out: the split `val`, or all of `val` if
@@ -88,7 +88,7 @@ class PictureData(LightningDataModule, ABC):
 
     def __init__(
         self,
-        source: str,
+        source: str | list[str],
         train_split: str | None = "train",
         val: str | None = None,
         val_splits: tuple[str, ...] | None = None,
@@ -114,7 +114,7 @@ class PictureData(LightningDataModule, ABC):
             )
         if cache_images and stream is not None:
             raise UsageError("a stream cannot be cached: leave out cache_images or stream.")
-        self.source = source
+        self.source = source if isinstance(source, str) else "+".join(source)
         self.train_split = train_split
         self.val = val
         self.val_splits = val_splits
@@ -131,9 +131,9 @@ class PictureData(LightningDataModule, ABC):
         self.max_broken = max_broken
         self.stream = stream
         self.processor: Processor | None = None
-        self.train_source: Source | None = None
-        self.val_sources: dict[str, Source] = {}
-        self.test_sources: dict[str, Source] = {}
+        self.train_source: AnySource | None = None
+        self.val_sources: dict[str, AnySource] = {}
+        self.test_sources: dict[str, AnySource] = {}
         self._loaders: list[ResumableLoader] = []
 
     # -- sources
@@ -149,8 +149,7 @@ class PictureData(LightningDataModule, ABC):
             assert self.trainer is not None, "set `processor` to use a data module without a trainer"
             self.processor = cast(Processor, self.trainer.lightning_module.processor)
         if stage == "fit" and self.stream is None:
-            self.train_source = open_source(self.source, split=self._train_split(), by=self.by)
-            self.check(self.train_source)
+            self.train_source = self._opened(self.source, self._train_split())
         if stage in ("fit", "validate"):
             self.val_sources = self._open(self.val_splits)
         if stage == "validate" and not self.val_sources:
@@ -162,12 +161,20 @@ class PictureData(LightningDataModule, ABC):
 
     def _train_split(self) -> str | None:
         """The split to open; the default name is no demand where there are no splits."""
-        return None if self.train_split == "train" and not list_splits(self.source) else self.train_split
+        return None if self.train_split == "train" and not self.list_splits(self.source) else self.train_split
 
-    def _open(self, splits: tuple[str, ...] | None) -> dict[str, Source]:
+    def open(self, where: str, split: str | None) -> AnySource:
+        """Open a split of the data at a path."""
+        return open_source(where, split=split, by=self.by)
+
+    def list_splits(self, where: str) -> tuple[str, ...]:
+        """Names of the splits of the data at a path; empty where it is one undivided set."""
+        return list_splits(where)
+
+    def _open(self, splits: tuple[str, ...] | None) -> dict[str, AnySource]:
         where = self.val or self.source
         if splits is None:
-            known = list_splits(where) if self.stream is None or self.val else ()
+            known = self.list_splits(where) if self.stream is None or self.val else ()
             splits = tuple(name for name in ("val", "valid", "validation") if name in known)[:1]
             if not splits and self.val:
                 if known:
@@ -175,13 +182,13 @@ class PictureData(LightningDataModule, ABC):
                 return {"val": self._opened(where, None)}
         return {split: self._opened(where, split) for split in splits}
 
-    def _opened(self, where: str, split: str | None) -> Source:
-        source = open_source(where, split=split, by=self.by)
+    def _opened(self, where: str, split: str | None) -> AnySource:
+        source = self.open(where, split)
         self.check(source)
         return source
 
     @abstractmethod
-    def check(self, source: Source) -> None:
+    def check(self, source: Any) -> None:
         """Refuse a source that is of no use to this kind of training."""
 
     @property
@@ -199,7 +206,7 @@ class PictureData(LightningDataModule, ABC):
     # ------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def collate(self, source: Source | None) -> Collate:
+    def collate(self, source: Any) -> Collate:
         """How samples of this source become batches; None stands for a stream."""
 
     def train_dataloader(self) -> ResumableLoader:
@@ -237,14 +244,14 @@ class PictureData(LightningDataModule, ABC):
 
     predict_dataloader = test_dataloader
 
-    def _held_out(self, source: Source) -> ResumableLoader:
+    def _held_out(self, source: AnySource) -> ResumableLoader:
         assert self.processor is not None
         transform: ImageTransform = self.processor.transform
         finish = Normalise(self.processor.transform.spec)
         prepare = Prepare(Whole(transform), finish, self.collate(source), seed=self.seed, train=False)
         return self._loader(source, prepare, self.val_batch_size)
 
-    def _loader(self, source: Source, prepare: Prepare, batch_size: int) -> ResumableLoader:
+    def _loader(self, source: AnySource, prepare: Prepare, batch_size: int) -> ResumableLoader:
         assert self.processor is not None
         train = prepare.train
         overfit = train and bool(getattr(self.trainer, "overfit_batches", 0))  # the same batches every epoch

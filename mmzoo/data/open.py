@@ -45,7 +45,10 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
     kind, found = _recognise(path)
     if kind == "easyvqa":
         from mmzoo.data.sources.easyvqa import EasyVQASource
+        from mmzoo.data.sources.easyvqa_tasks import MATCH_SPLITS, EasyVQAMatches
 
+        if split in MATCH_SPLITS and by is None:
+            return EasyVQAMatches(found, split=split)
         return EasyVQASource(found, split=split, by=by)
     if kind == "emoji":
         from mmzoo.data.sources.emoji import EmojiSource
@@ -90,8 +93,9 @@ def list_splits(path: str | Path) -> tuple[str, ...]:
     kind, found = _recognise(path)
     if kind == "easyvqa":
         from mmzoo.data.sources.easyvqa import SPLITS
+        from mmzoo.data.sources.easyvqa_tasks import MATCH_SPLITS
 
-        return SPLITS
+        return (*SPLITS, *MATCH_SPLITS)
     if kind == "emoji":
         from mmzoo.data.sources.emoji import SPLITS as EMOJI_SPLITS
 

@@ -7,6 +7,7 @@ import pytest
 
 from mmzoo.data.open import list_splits, open_source
 from mmzoo.data.sources.easyvqa import SPLITS, EasyVQASource
+from mmzoo.data.sources.easyvqa_tasks import MATCH_SPLITS
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.paths import find_data
 
@@ -107,7 +108,7 @@ def test_every_picture_has_the_one_caption_of_its_pair(sources):
 def test_source_is_found_by_its_folder_and_by_its_name():
     for path in ("data/easyvqa", "easy-vqa"):
         assert open_source(path, split="val", by="colour").name == "easyvqa:val"
-        assert list_splits(path) == SPLITS
+        assert list_splits(path) == (*SPLITS, *MATCH_SPLITS)
 
 
 def test_licence_and_readme_travel_along():

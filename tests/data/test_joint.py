@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mmzoo.data.open import list_splits, open_source
+from mmzoo.data.sources.joint import ID_BITS
 from mmzoo.errors import UsageError, ZooError
 
 BOTH = "data/emoji+data/easyvqa"
@@ -58,3 +61,21 @@ def test_a_source_counts_as_often_as_it_is_named() -> None:
 def test_what_cannot_be_joined_is_said(path: str, split: str | None, by: str | None, says: str) -> None:
     with pytest.raises((UsageError, ZooError), match=says):
         open_source(path, split=split, by=by)
+
+
+def test_ids_made_from_names_never_meet_those_of_another_part(make_jsonl) -> None:
+    """Names become ids near the end of an int64, where a plain shift would run into the next part, or over."""
+    folders = []
+    for name in ("one", "two"):
+        folder = make_jsonl(3, name=name)
+        lines = (folder / "captions.jsonl").read_text().splitlines()
+        rows = [json.loads(line) | ({"id": "same name"} if i < 2 else {}) for i, line in enumerate(lines)]
+        (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        folders.append(str(folder))
+    both = open_source("+".join(folders))
+    ids = [both[i].image_ids[0] for i in range(6)]
+    assert ids[0] == ids[1] != ids[2]
+    assert ids[3] == ids[4] != ids[5]
+    assert not set(ids[:3]) & set(ids[3:])
+    assert max(ids) < 2**63
+    assert [i >> ID_BITS for i in ids] == [0, 0, 0, 1, 1, 1]

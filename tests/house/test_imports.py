@@ -32,7 +32,13 @@ LAZY = {
     "onnx": {"mmzoo/weights/onnx_file.py"},
     "gguf": {"mmzoo/weights/gguf_file.py", "mmzoo/processing/gguf_vocabulary.py"},
 }
-LIGHTNING = ("mmzoo/lit/", "mmzoo/data/modules.py", "mmzoo/cli/trainer.py", "mmzoo/cli/zoo_cli.py")
+LIGHTNING = (
+    "mmzoo/lit/",
+    "mmzoo/data/modules.py",
+    "mmzoo/data/task_modules.py",
+    "mmzoo/cli/trainer.py",
+    "mmzoo/cli/zoo_cli.py",
+)
 
 
 def _imports(path: Path) -> list[tuple[str, bool]]:

@@ -146,7 +146,7 @@ class Pictures:
 
     Args:
         file: The annotation file; without `images` its folder and the folder `images` beside it are looked in.
-        images: The folder with the pictures.
+        images: The folder with the pictures, or several joined by `+`.
         names: Those that the file names; one of the first must be there.
         folders: Further folders within the pictures' folder.
 
@@ -157,9 +157,13 @@ class Pictures:
     def __init__(
         self, file: Path, images: str | Path | None, names: Iterable[str], folders: Sequence[str] = ()
     ) -> None:
-        roots = [find_data(images)] if images is not None else [file.parent, file.parent / "images"]
-        if images is not None and not roots[0].is_dir():
-            raise ZooError(f"no folder of pictures at {images}.")
+        roots = [file.parent, file.parent / "images"]
+        if images is not None:
+            whole = find_data(images)
+            roots = [whole] if whole.exists() else [find_data(part) for part in str(images).split("+")]
+            for root in roots:
+                if not root.is_dir():
+                    raise ZooError(f"no folder of pictures at {root}.")
         self._roots = [root.resolve() for root in roots if root.is_dir()]
         self._folders = ("", *folders)
         first: list[str] = []

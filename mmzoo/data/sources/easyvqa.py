@@ -84,7 +84,13 @@ class EasyVQASource:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def caption(self, index: int) -> str:
+        """The text of a picture, which is not made."""
+        return f"a {self._rows[index][1]}"
+
     def __getitem__(self, index: int) -> Sample:
         key, pair, label = self._rows[index]
         pair_id = self._pairs.index(pair)
-        return Sample(key, Image.fromarray(self.tiles[index]), (f"a {pair}",), (pair_id,), (pair_id,), label)
+        return Sample(
+            key, Image.fromarray(self.tiles[index]), (self.caption(index),), (pair_id,), (pair_id,), label
+        )

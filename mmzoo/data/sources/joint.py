@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from mmzoo.data.sample import Sample, Source
+from mmzoo.errors import UsageError
 
-__all__ = ["ID_RANGE", "JointSource"]
+__all__ = ["ID_BITS", "JointSource"]
 
-ID_RANGE = 2**32
-"""Ids of the p-th different part begin at `p * ID_RANGE`: what is said of its pictures is about no other part's."""
+MOST = 64  # parts that have ranges of their own within an int64
+ID_BITS = 56
+"""Ids of the p-th different part begin at `p * 2**ID_BITS`: what is said of its pictures is about no other part's."""
 
 
 class JointSource:
@@ -40,7 +42,9 @@ class JointSource:
         self.name = "+".join(part.name for part in parts)
         self._ends = list(accumulate(len(part) for part in parts))
         distinct = list(dict.fromkeys(id(part) for part in parts))
-        self._firsts = [distinct.index(id(part)) * ID_RANGE for part in parts]
+        if len(distinct) > MOST:
+            raise UsageError(f"at most {MOST} sources can be one, not {len(distinct)}.")
+        self._numbers = [distinct.index(id(part)) for part in parts]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -51,10 +55,20 @@ class JointSource:
         number = bisect_right(self._ends, index)
         part = self.parts[number]
         sample = part[index - (self._ends[number] - len(part))]
-        first = self._firsts[number]
+        distinct = self._numbers[number]
         return sample._replace(
             key=f"{part.name}/{sample.key}",
-            text_ids=tuple(first + i for i in sample.text_ids),
-            image_ids=tuple(first + i for i in sample.image_ids),
+            text_ids=tuple(_moved(i, distinct) for i in sample.text_ids),
+            image_ids=tuple(_moved(i, distinct) for i in sample.image_ids),
             label=None,
         )
+
+
+def _moved(identity: int, part: int) -> int:
+    """An id in the range of its part.
+
+    Ids that count samples stay as they are. Those made from names (`stable_id`) have the bit 62 set: as many of their
+    bits are kept as fit, and one that keeps the two kinds apart.
+    """
+    named = identity >> 62
+    return part << ID_BITS | named << (ID_BITS - 1) | identity & ((1 << (ID_BITS - 1)) - 1)
