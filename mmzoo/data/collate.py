@@ -51,25 +51,21 @@ class Tokens:
 
     Args:
         processor: Its `texts()` decides; the result here equals it.
+        framed: What a decoder writes rather than what a model reads: its tokenizer's `framed()` decides.
     """
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, *, framed: bool = False) -> None:
         spec = processor.text_spec
         if spec is None:
             raise ZooError("this model reads no text, so it cannot be trained on captions.")
         self._processor = processor
-        self._longest = spec.context
-        self._fixed = spec.context if spec.pad_to_context else None
+        self._framed = framed
+        self._fixed = spec.context if spec.pad_to_context and not framed else None
         self._rows: dict[str, list[int]] = {}
         self._pad = processor.tokenizer.pad_id
-        self._end = processor.tokenizer.eos_id
 
-    def __call__(self, texts: Sequence[str], *, end: bool = False) -> tuple[Tensor, Tensor]:
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and keys of B texts.
-
-        Args:
-            texts: B strings.
-            end: Close every text by the end token, also where the model reads texts without one.
 
         Returns:
             ids (B, L) int64 and keep (B, L) bool; L is the longest of the B, 0 of none.
@@ -79,12 +75,11 @@ class Tokens:
             if len(self._rows) + len(missing) > MEMORY:
                 self._rows.clear()
                 missing = list(dict.fromkeys(texts))
-            ids, keep = self._processor.texts(missing)
+            tokenize = self._processor.tokenizer.framed if self._framed else self._processor.texts
+            ids, keep = tokenize(missing)
             for text, row, real in zip(missing, ids.tolist(), keep.sum(1).tolist()):
                 self._rows[text] = row[:real]
         rows = [self._rows[text] for text in texts]
-        if end:
-            rows = [row if row[-1] == self._end else [*row[: self._longest - 1], self._end] for row in rows]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         width = self._fixed or max(map(len, rows), default=0)
         padded = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows], dtype=torch.int64)

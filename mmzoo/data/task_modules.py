@@ -108,7 +108,7 @@ class AnnotatedData(PictureData):
         super().setup(stage)
         if stage == "fit":
             self.train_source = self._kept(self.train_source)
-        held_out: dict[str, Any] = self.val_sources
+        held_out: dict[str, Any] = self.val_sources if stage in ("fit", "validate") else {}
         for name, source in held_out.items():
             if not any(self.teaches(source.told(i)) for i in range(len(source))):
                 raise ZooError(
@@ -212,6 +212,7 @@ class QuestionsData(AnnotatedData):
             source, images, train_split, val, val_splits, test_splits, batch_size, val_batch_size, num_workers, seed,
             crop, augment, cache_images, drop_last, max_broken,
         )  # fmt: skip
+        self._framed: Tokens | None = None
         self.targets: Literal["votes", "weights", "words"] = targets
         self.answers_file = answers
         self.at_least = at_least
@@ -274,7 +275,10 @@ class QuestionsData(AnnotatedData):
     def collate(self, source: AnySource | None) -> QuestionCollate:
         """Tokenise questions, and make answers what `targets` asks for."""
         if self.targets == "words":
-            return QuestionCollate(self.tokens(), WordedAnswers(self.tokens()))
+            if self._framed is None:
+                assert self.processor is not None
+                self._framed = Tokens(self.processor, framed=True)
+            return QuestionCollate(self.tokens(), WordedAnswers(self._framed))
         assert self.answers is not None, "setup settles the list"
         return QuestionCollate(self.tokens(), ClosedAnswers(self.answers, self.targets))
 

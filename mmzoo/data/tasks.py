@@ -45,8 +45,8 @@ class WordedAnswers:
     """Answers as token ids, for models that write or rank them.
 
     Args:
-        tokens: Tokeniser of the model; what it gives is closed by the end token, whether its model reads texts with one
-            or not, since a decoder must learn to stop.
+        tokens: Tokeniser of what the model writes, `Tokens(processor, framed=True)`: a decoder must learn to stop,
+            whether its model reads texts with an end token or not.
     """
 
     def __init__(self, tokens: Tokens) -> None:
@@ -54,7 +54,7 @@ class WordedAnswers:
 
     def __call__(self, samples: Sequence[QuestionSample]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Give ids (N, M), weights (N,), keep (N, M) and question (N,) of all answers of B questions."""
-        ids, keep = self.tokens([answer for sample in samples for answer in sample.answers], end=True)
+        ids, keep = self.tokens([answer for sample in samples for answer in sample.answers])
         weights = torch.tensor([weight for sample in samples for weight in sample.weights])
         rows = torch.repeat_interleave(torch.tensor([len(sample.answers) for sample in samples]))
         return ids, weights, keep, rows

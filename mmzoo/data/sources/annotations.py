@@ -13,7 +13,7 @@ from mmzoo.data.sources.common import check_relative, read_inside
 from mmzoo.errors import ZooError
 from mmzoo.paths import find_data
 
-__all__ = ["KINDS", "Annotated", "Pictures", "expect", "load_json", "parse_all", "recognise"]
+__all__ = ["KINDS", "Annotated", "Pictures", "expect", "load_json", "load_records", "parse_all", "recognise"]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Annotation)
@@ -109,6 +109,16 @@ def load_json(file: Path) -> Any:
         except json.JSONDecodeError as error:
             raise ZooError(f"{file}: broken JSON ({error.msg} at line {number}).") from None
     return records
+
+
+def load_records(file: Path) -> Any:
+    """Records of a JSON list or of a file with a record a line, be it only one.
+
+    Raises:
+        ZooError: As of `load_json`.
+    """
+    content = load_json(file)
+    return [content] if isinstance(content, dict) else content
 
 
 def parse_all(file: Path, rows: Any, parse: Callable[[Any], T], expected: str) -> list[T]:

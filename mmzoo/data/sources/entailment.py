@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmzoo.data.sample import EntailSample
-from mmzoo.data.sources.annotations import Annotated, Pictures, load_json, parse_all
+from mmzoo.data.sources.annotations import Annotated, Pictures, load_records, parse_all
 from mmzoo.errors import ZooError
 
 __all__ = ["VERDICTS", "read_snli_ve", "read_snli_ve_list"]
@@ -61,7 +61,7 @@ def read_snli_ve_list(file: Path, images: str | Path | None = None) -> Annotated
 
 
 def _opened(file: Path, images: str | Path | None, one: Any, expected: str) -> Annotated[EntailSample]:
-    rows = parse_all(file, load_json(file), one, expected)
+    rows = parse_all(file, load_records(file), one, expected)
     decided = [row for row in rows if row.label is not None]
     if not decided:
         raise ZooError(f"{file}: not one of its {len(rows)} sentences has a label.")

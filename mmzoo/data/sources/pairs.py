@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmzoo.data.sample import PairSample
-from mmzoo.data.sources.annotations import Annotated, Pictures, load_json, parse_all
+from mmzoo.data.sources.annotations import Annotated, Pictures, load_records, parse_all
 
 __all__ = ["VERDICTS", "read_nlvr2", "read_nlvr2_list"]
 
@@ -42,7 +42,7 @@ def read_nlvr2(file: Path, images: str | Path | None = None) -> Annotated[PairSa
         )  # fmt: skip
 
     rows = parse_all(
-        file, load_json(file), one, '{"identifier": "dev-1-0-0", "sentence": "...", "label": "True"}'
+        file, load_records(file), one, '{"identifier": "dev-1-0-0", "sentence": "...", "label": "True"}'
     )
     return _opened(file, images, rows)
 
@@ -72,7 +72,7 @@ def read_nlvr2_list(file: Path, images: str | Path | None = None) -> Annotated[P
         )  # fmt: skip
 
     rows = parse_all(
-        file, load_json(file), one, '{"images": ["a.png", "b.png"], "sentence": "...", "label": "True"}'
+        file, load_records(file), one, '{"images": ["a.png", "b.png"], "sentence": "...", "label": "True"}'
     )
     return _opened(file, images, rows)
 
