@@ -22,6 +22,8 @@ from mmzoo.processing.processor import Processor
 
 __all__ = ["CaptionsData", "ClassificationData", "Crop", "PictureData", "Stream"]
 
+HELD_OUT = ("val", "valid", "validation", "dev")  # names of the split to validate on, where nobody names one
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -175,7 +177,7 @@ class PictureData(LightningDataModule, ABC):
         where = self.val or self.source
         if splits is None:
             known = self.list_splits(where) if self.stream is None or self.val else ()
-            splits = tuple(name for name in ("val", "valid", "validation") if name in known)[:1]
+            splits = tuple(name for name in HELD_OUT if name in known)[:1]
             if not splits and self.val:
                 if known:
                     raise UsageError(f"{where} holds the splits {', '.join(known)}; name some in val_splits.")

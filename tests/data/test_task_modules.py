@@ -276,6 +276,13 @@ def test_pairs_keep_left_and_right_apart(pairs, tmp_path, cache):
     assert [len(b.keys) for b in data.train_dataloader()] == [5, 5]
 
 
+def test_a_folder_of_splits_is_trained_and_validated_on(pairs, tmp_path):
+    (tmp_path / "train.json").write_text(pairs.read_text())
+    data = ready(PairsData(str(tmp_path), batch_size=4))
+    assert (data.train_source.name, data.val_names) == ("train", ["dev"])
+    assert data.val_sources["dev"].name == "dev"
+
+
 def test_one_missing_picture_of_a_pair_is_named(pairs, tmp_path, caplog):
     (tmp_path / "dev-1-0-img1.png").unlink()
     (tmp_path / "dev-2-0-img0.png").write_bytes(b"no picture")
