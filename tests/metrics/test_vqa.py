@@ -45,7 +45,7 @@ def test_a_mark_is_judged_by_the_whole_answer():
 
 
 def test_every_number_word_becomes_its_digits():
-    words = "zero one two three four five six seven eight nine ten".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     assert [normalise_answer(word) for word in words] == [str(i) for i in range(11)]
 
 
@@ -55,7 +55,9 @@ def test_every_number_word_becomes_its_digits():
     [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)],
 )
 def test_official_accuracy_of_ten_annotators(agree, accuracy):
-    assert answer_accuracy("cat", ["cat"] * agree + ["dog"] * (10 - agree)) == pytest.approx(accuracy, abs=1e-12)
+    assert answer_accuracy("cat", ["cat"] * agree + ["dog"] * (10 - agree)) == pytest.approx(
+        accuracy, abs=1e-12
+    )
 
 
 def test_leave_one_out_is_what_the_closed_form_says():
