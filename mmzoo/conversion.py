@@ -260,6 +260,8 @@ _UNKEPT = (
     "patch_drop",
     "logit_scale",
     "logit_bias",
+    "max_patches",
+    "sample_in_eval",
 )
 # what it says of the inputs, which some layouts keep elsewhere
 _INPUTS = ("image.", "text_input.")
@@ -273,7 +275,10 @@ def _unsaid(to: Layout, outlet: Outlet, incoming: _Incoming) -> list[str]:
     """
     kind = type(incoming.config)
     ours = to_dict(incoming.config)
-    read = to_dict(from_dict(kind, told_by(to, outlet, ours), to.name))
+    told = told_by(to, outlet, ours)
+    if told.pop("kind", kind.__name__) != kind.__name__:
+        raise ZooError(f"the layout {to.name} would be read as another model than a {kind.__name__} builds.")
+    read = to_dict(from_dict(kind, told, to.name))
     lost = _differences(ours, read)
     if wrong := [line for path, line in lost.items() if not path.startswith(_INPUTS)]:
         raise ZooError(

@@ -18,7 +18,7 @@ from mmzoo.errors import UsageError, ZooError
 from mmzoo.paths import find_weights
 from mmzoo.weights.convert import Checkpoint, recognise
 from mmzoo.weights.io import load_strictly, read_json
-from mmzoo.weights.layout import Plain, Unknown
+from mmzoo.weights.layout import Plain, Shapes, Unknown
 from mmzoo.weights.layout import fill as fill_unknown
 from mmzoo.weights.read import open_checkpoint
 from mmzoo.weights.rules import Drop, TensorSource, apply
@@ -109,8 +109,25 @@ def _refuse_partial(path: Path, left_out: tuple[str, ...], tower: str | None) ->
     )
 
 
-# what a checkpoint may decide against the model name: the size of its head
-_FREE = ("classes", "representation")
+def _free(config: Any) -> dict[str, str]:
+    """What a checkpoint may decide against the model's name: heads and their sizes.
+
+    These are the fields of the config that name a tensor in their metadata (`{"free": "head.weight"}`), each with it.
+    """
+    return {f.name: f.metadata["free"] for f in dataclasses.fields(config) if "free" in f.metadata}
+
+
+def _decided(config: Any, shapes: Shapes) -> Plain:
+    """These fields as a file of ours tells them: whether the tensor is there, or how many rows it has."""
+    kinds = {f.name: f.default for f in dataclasses.fields(config)}
+    return {
+        name: tensor in shapes
+        if isinstance(kinds[name], bool)
+        else shapes.get(tensor, (None if kinds[name] is None else 0,))[0]
+        for name, tensor in _free(config).items()
+    }
+
+
 # what must agree, or the numbers would be silently wrong
 _BINDING = ("act", "heads", "kv_heads", "rope_base", "norm_eps")
 
@@ -125,18 +142,19 @@ def _contradictions(told: Plain, ours: Plain, path: str = "") -> list[str]:
     return found
 
 
-def _as_the_file_says(plain: Plain, told: Plain, *, image: bool) -> Plain:
+def _as_the_file_says(config: Any, told: Plain, *, image: bool) -> Plain:
     """A name's config with what the file, or the files beside it, say otherwise and no shape shows.
 
     Libraries publish the same network with another epsilon or preprocessing (transformers' ViT has 1e-12 where it was
     trained with 1e-6), and the numbers that people compare with are theirs.
 
     Args:
-        plain: The plain data of the name's config.
+        config: The name's config.
         told: What the checkpoint tells.
         image: Whether it decides the preprocessing too; the size stays the name's.
     """
-    out = plain | {key: told[key] for key in _FREE if key in told}
+    plain = to_dict(config)
+    out = plain | {key: told[key] for key in _free(config) if key in told}
     for part in ("vision", "text"):
         eps = told.get(part, {}).get("norm_eps")
         if isinstance(eps, float) and "norm_eps" in plain.get(part, {}):
@@ -161,8 +179,13 @@ def _foreign_state(
 ) -> tuple[Any, dict[str, Tensor]]:
     """The config to build and the state under our names, the file's own image size still in its table."""
     plain, told = to_dict(config), checkpoint.told()
+    if told.get("kind", type(config).__name__) != type(config).__name__:
+        raise ZooError(
+            f"{checkpoint.where} holds another model of the family ({told['kind'].removesuffix('Config')}) than {name} "
+            f"({type(config).__name__.removesuffix('Config')})."
+        )
     if not given:
-        plain = _as_the_file_says(plain, told, image=image)
+        plain = _as_the_file_says(config, told, image=image)
         config = from_dict(type(config), plain)
     # the file's position table may belong to another image size; the model resamples it afterwards
     of_file = (
@@ -219,13 +242,10 @@ def filled_model(
         if opened.config is not None and (wrong := _contradictions(to_dict(opened.config), to_dict(config))):
             raise ZooError(f"{path} is not {name}: {'; '.join(wrong)}.")
         shapes = opened.source.shapes()
-        hint = ""
-        if hasattr(config, "classes"):
-            classes = shapes.get("head.weight", (0,))[0]
-            hint = _head_hint(classes, config.classes)
-            if not given:
-                representation = shapes.get("representation.weight", (None,))[0]
-                config = dataclasses.replace(config, classes=classes, representation=representation)
+        decided = _decided(config, shapes)
+        hint = _head_hint(decided["classes"], config.classes) if "classes" in decided else ""
+        if not given:
+            config = dataclasses.replace(config, **decided)
         state = {n: opened.source.tensor(n) for n in shapes}
         if given and hint:
             try:

@@ -17,7 +17,7 @@ Sizes and epsilons are those of salesforce/ALBEF.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -58,7 +58,7 @@ class ALBEFConfig(ReaderConfig):
     """
 
     embed: int = 256
-    words: bool = True
+    words: bool = field(default=True, metadata={"free": "mlm.bias"})
     logit_scale: float = math.log(1 / 0.07)
 
 
@@ -95,7 +95,7 @@ class ALBEFVEConfig(ReaderConfig):
         classes: Number of relations; SNLI-VE has entailment, neutral, contradiction.
     """
 
-    classes: int = 3
+    classes: int = field(default=3, metadata={"free": "entail_head.fc2.weight"})
 
 
 def _vit_b16(size: int) -> VisionConfig:
@@ -120,7 +120,7 @@ _TINY_VISION = VisionConfig(
 )  # fmt: skip
 _TINY_TEXT = bert_text(
     vocab=TINY_VOCAB, context=32, width=96, depth=4, heads=3, hidden=384, cross_layers=(2, 3), cross_width=128,
-    dropout=0.0, attn_dropout=0.0,
+    dropout=0.0, attn_dropout=0.0, norm="pre", norm_eps=1e-5,
 )  # fmt: skip
 _TINY_IMAGE = ImageSpec(24, HALF, HALF, fit="squash")
 _TINY_WORDS = TextSpec("tiny", context=32, vocab=TINY_VOCAB, sep=False, clean="albef")

@@ -1,6 +1,7 @@
 """A pre-trained ALBEF as the start of a model for one task.
 
-    VQA:    the decoder starts as the fusion half: layers 6-11 become 0-5, with word embeddings and word head
+    VQA:    the decoder starts as the fusion half: layers 6-11 become 0-5, with word embeddings and word head; what
+            projects image tokens there projects the question here, and starts at random where their widths differ
     NLVR2:  each fusion layer becomes two neighbours: 6 + i becomes 6 + 2i and 7 + 2i
     others: the same layers
 
@@ -56,10 +57,14 @@ def for_task(model: Reader, config: ReaderConfig) -> Any:
     new = _CLASSES[type(config)](config).to(device=like.device, dtype=like.dtype).train(model.training)
     old, state = new.vision.fit_state(model.state_dict(), "vision."), new.state_dict()
     started = {name: old.get(_origin(name, model, new)) for name in state}
+    if config.vision.width != config.text.width:
+        for name in [n for n in state if n.startswith("decoder.") and ".cross.kv." in n]:
+            started[name] = state[name]
     unfit = [
         name
         for name, tensor in started.items()
-        if name.startswith(("vision.", "text.")) and (tensor is None or tensor.shape != state[name].shape)
+        if name.startswith(("vision.", "text.", "decoder."))
+        and (tensor is None or tensor.shape != state[name].shape)
     ]
     if unfit:
         raise ZooError(

@@ -19,7 +19,7 @@ Sizes and epsilons are those of dandelin/ViLT: 1e-6 in the stack, 1e-12 in the t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -97,9 +97,9 @@ class ViLTConfig(StackConfig):
         rank: Whether there is a head that scores pairs for retrieval.
     """
 
-    match: bool = True
-    words: bool = True
-    rank: bool = False
+    match: bool = field(default=True, metadata={"free": "match_head.weight"})
+    words: bool = field(default=True, metadata={"free": "mlm.bias"})
+    rank: bool = field(default=False, metadata={"free": "rank_head.weight"})
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class ViLTVQAConfig(StackConfig):
         answers: Length of the list of answers; VQAv2's has 3,129.
     """
 
-    answers: int = 3129
+    answers: int = field(default=3129, metadata={"free": "answer_head.fc2.weight"})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ are squashed, which for square ones is the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ class ViTConfig:
 
     vision: VisionConfig | TimmConfig
     image: ImageSpec
-    classes: int = 1000
-    representation: int | None = None
+    classes: int = field(default=1000, metadata={"free": "head.weight"})
+    representation: int | None = field(default=None, metadata={"free": "representation.weight"})
 
 
 def _variant(patch: int, width: int, depth: int, heads: int, size: int) -> ViTConfig:

@@ -132,7 +132,7 @@ class _Fit(NamedTuple):
 
 def _fit(layout: Layout, source: TensorSource) -> _Fit:
     """How well a layout's table claims the names, with its prefix put in front of them where that fits better."""
-    rules = layout.rules(_PROBE)
+    rules = layout.rules(_PROBE | layout.probe)
     found = []
     if any(name.endswith(old) for name in source.shapes() for old, _ in layout.old_names):
         source = _Modern(source, layout.old_names)

@@ -40,6 +40,8 @@ class Layout(NamedTuple):
         prefix: A leading part of all names that some files of the layout leave out.
         old_names: Endings of names in older files, each with today's.
         read_only: Why mmzoo does not write this layout; empty where it does.
+        probe: Fields that the table reads of a config beyond those of every family's towers, with values for which it
+            claims all names that a file of this layout may have.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Layout(NamedTuple):
     prefix: str = ""
     old_names: tuple[tuple[str, str], ...] = ()
     read_only: str = ""
+    probe: Plain = {}  # noqa: RUF012 - never written to
 
 
 _ACTS = {

@@ -35,7 +35,7 @@ def generator(seed=0):
 def texts(count=4000, length=20, seed=5):
     """[CLS] words... [SEP] [PAD]..., with an [UNK] here and there."""
     source = generator(seed)
-    ids = torch.tensor(ORDINARY + [2])[torch.randint(len(ORDINARY) + 1, (count, length), generator=source)]
+    ids = torch.tensor([*ORDINARY, 2])[torch.randint(len(ORDINARY) + 1, (count, length), generator=source)]
     lengths = torch.randint(3, length + 1, (count, 1), generator=source)
     place = torch.arange(length)
     ids[:, 0] = 5

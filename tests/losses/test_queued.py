@@ -50,9 +50,12 @@ def check(ours, theirs, tolerance=1e-12):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+FILLED = len(QUEUE_TEXT_IDS)
+
+
 @pytest.fixture
 def past(unit):
-    def make(count=len(QUEUE_TEXT_IDS)):
+    def make(count=FILLED):
         size = len(QUEUE_TEXT_IDS) + ROOM
         image, text = unit(size, seed=5), unit(size, seed=6)
         image_ids, text_ids = torch.full((size, 3), 9), torch.full((size,), 9)

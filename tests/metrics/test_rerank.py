@@ -47,7 +47,8 @@ def test_a_constant_score_finds_nothing_beside_negatives() -> None:
     got = reranked(
         chosen, torch.zeros(len(chosen.image)), torch.arange(4)[:, None], torch.arange(4), ks=(1, 2)
     )
-    assert got["i2t_r1"] == 0.0 and got["i2t_r2"] == 1.0
+    assert got["i2t_r1"] == 0.0
+    assert got["i2t_r2"] == 1.0
 
 
 def test_wrong_calls_are_refused() -> None:

@@ -77,9 +77,7 @@ def test_the_preprocessing_is_said_only_where_it_differs(record):
     if record.model in MODELS and record.image is not None and not record.layout.endswith("/transformers"):
         assert record.image != get_config(record.model).image
     if record.model in MODELS:
-        config = from_dict(
-            type(get_config(record.model)), record.applied(to_dict(get_config(record.model)))
-        )
+        config = from_dict(type(get_config(record.model)), record.applied(to_dict(get_config(record.model))))
         assert config.image.size == config.vision.image_size, "what the processor makes, the tower reads"
 
 

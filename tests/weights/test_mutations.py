@@ -53,6 +53,34 @@ def text(name: str, kind: str, **sizes):
     return dataclasses.replace(base, text=tower, text_input=TextSpec(kind, CONTEXT, VOCAB))
 
 
+def vilt(name: str, eps: float = 1e-6, **heads):
+    base = mmzoo.get_config(name)
+    sizes = {"width": 24, "heads": 3, "hidden": 60}
+    return dataclasses.replace(
+        base,
+        vision=dataclasses.replace(base.vision, image_size=16, patch=4, depth=2, norm_eps=eps, **sizes),
+        text=dataclasses.replace(base.text, vocab=VOCAB, context=CONTEXT, **sizes),
+        image=dataclasses.replace(base.image, size=16, longest=26, multiple=4),
+        text_input=TextSpec("bert", CONTEXT, VOCAB),
+        **heads,
+    )
+
+
+def albef(types: int):
+    base = mmzoo.get_config("albef-b16")
+    tower = {"vocab": VOCAB, "context": CONTEXT, "width": 24, "heads": 3, "hidden": 40, "token_types": types}
+    return dataclasses.replace(
+        base,
+        vision=dataclasses.replace(
+            base.vision, image_size=16, patch=4, width=36, depth=2, heads=3, hidden=60
+        ),
+        text=dataclasses.replace(base.text, depth=3, cross_layers=(1, 2), cross_width=36, **tower),
+        embed=20,
+        image=ImageSpec(16, fit="squash"),
+        text_input=TextSpec("bert", CONTEXT, VOCAB, sep=types == 0, clean="albef"),
+    )
+
+
 # the layout, a name of the zoo, and a small config that the layout can say
 EXAMPLES = {
     "vit/timm": ("vit-b16-224", lambda: vit("vit-b16-224")),
@@ -70,6 +98,10 @@ EXAMPLES = {
         "smollm2-135m",
         lambda: text("smollm2-135m", "smollm", width=48, heads=6, kv_heads=2, hidden=80),
     ),
+    "vilt/official": ("vilt-b32", lambda: vilt("vilt-b32")),
+    "vilt/transformers": ("vilt-b32-vqa", lambda: vilt("vilt-b32-vqa", eps=1e-12, answers=5)),
+    "albef/official": ("albef-b16", lambda: albef(types=2)),
+    "albef/lavis": ("albef-b16", lambda: albef(types=0)),
     "mmzoo": ("clip-vit-b32", clip),
 }
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from mmzoo.weights.rules import Fuse, Rule
 
-__all__ = ["bert_block", "hf_clip_block", "hf_vit_block", "openai_block", "timm_block", "weight_bias"]
+__all__ = [
+    "bert_block",
+    "bert_cross",
+    "hf_clip_block",
+    "hf_vit_block",
+    "openai_block",
+    "timm_block",
+    "timm_vision",
+    "weight_bias",
+]
 
 
 def weight_bias(source: str, target: str) -> list[Rule]:
@@ -81,4 +90,26 @@ def bert_block(source: str, target: str) -> list[Rule]:
         *weight_bias(f"{source}.intermediate.dense", f"{target}.mlp.fc1"),
         *weight_bias(f"{source}.output.dense", f"{target}.mlp.fc2"),
         *weight_bias(f"{source}.output.LayerNorm", f"{target}.mlp_norm"),
+    ]
+
+
+def bert_cross(source: str, target: str) -> list[Rule]:
+    """The cross-attention that ALBEF, BLIP and the Q-Former put into BERT's layer: keys and values are one map here."""
+    cross = f"{source}.crossattention"
+    return [
+        *weight_bias(f"{cross}.self.query", f"{target}.cross.q"),
+        *_split_qkv((f"{cross}.self.key", f"{cross}.self.value"), f"{target}.cross.kv"),
+        *weight_bias(f"{cross}.output.dense", f"{target}.cross.out"),
+        *weight_bias(f"{cross}.output.LayerNorm", f"{target}.cross_norm"),
+    ]
+
+
+def timm_vision(source: str, target: str) -> list[Rule]:
+    """timm's ViT without a head, as ALBEF, BLIP and ViLT hold it."""
+    return [
+        Rule(f"{source}.cls_token", f"{target}.cls"),
+        Rule(f"{source}.pos_embed", f"{target}.pos"),
+        *weight_bias(f"{source}.patch_embed.proj", f"{target}.patch.proj"),
+        *timm_block(f"{source}.blocks.{{i}}", f"{target}.blocks.{{i}}"),
+        *weight_bias(f"{source}.norm", f"{target}.norm"),
     ]

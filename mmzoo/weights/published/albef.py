@@ -30,7 +30,8 @@ def _image(model: str, size: int) -> ImageSpec | None:
 
 
 def _settings(model: str, size: int, *, sep: bool) -> dict[str, Setting]:
-    return {"text_input.sep": sep} | ({} if _own(model, size) else {"vision.image_size": size})
+    told: dict[str, Setting] = {"text_input.sep": sep}
+    return told if _own(model, size) else told | {"vision.image_size": size}
 
 
 def _authors(
