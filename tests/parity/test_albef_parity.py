@@ -171,7 +171,17 @@ def test_twin_layers_read_two_images(task):
     assert (call(second, images, ids, keep) - theirs).abs().max() > 1e-3  # which is first matters
     blocks = ours.text.blocks
     assert blocks[2].cross.kv is blocks[3].cross.kv is not blocks[4].cross.kv
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in set(ours.parameters()))
+
+
+def test_twins_stay_twins_when_loaded_and_cannot_part():
+    ours = ALBEFNLVR2(ALBEFNLVR2Config(**o.towers(twin=True)))
+    state = {name: tensor + 0.25 for name, tensor in ours.state_dict().items()}
+    ours.load_state_dict(ours.fit_state(state), assign=True)
+    assert ours.text.blocks[2].cross.kv is ours.text.blocks[3].cross.kv
+    assert torch.equal(ours.text.blocks[2].cross.kv.weight, state["text.blocks.3.cross.kv.weight"])
+    state["text.blocks.4.cross.kv.bias"] = state["text.blocks.4.cross.kv.bias"] + 1
+    with pytest.raises(ZooError, match="layers 4 and 5 are twins"):
+        ours.fit_state(state)
 
 
 def test_nlvr2_with_an_image_missing():
@@ -222,7 +232,7 @@ def _reference_ranking(oracle, images, ids, keep, answer, real, k, twice):
         here = {"question": question[b : b + 1], "question_keep": keep[b : b + 1]}
         start = oracle.decode(answer[:1, :1], real[:1, :1], **here)[0, 0].log_softmax(-1)
         first = start[answer[:, 1]]
-        for a in sorted(range(len(answer)), key=lambda a: -float(first[a]))[:k]:  # noqa: B023 - used at once
+        for a in sorted(range(len(answer)), key=lambda a: -float(first[a]))[:k]:
             logits = oracle.decode(answer[a : a + 1], real[a : a + 1], **here)[0].log_softmax(-1)
             total = sum(logits[t, answer[a, t + 1]] for t in range(int(real[a].sum()) - 1))
             scores[b, a] = total + (first[a] if twice else 0)
