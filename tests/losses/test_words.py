@@ -57,7 +57,7 @@ def test_equals_cross_entropy(bias, smoothing, chunk):
 
 @pytest.mark.parametrize("kind", ["hidden", "hidden without bias", "probabilities"])
 @pytest.mark.parametrize(
-    ("alpha", "smoothing", "chunk"), itertools.product([0.0, 0.4, 1.0], [0.0, 0.1], [2, 256])
+    ("alpha", "smoothing", "chunk"), [*itertools.product([0.0, 0.4, 1.0], [0.0, 0.1], [2, 256])]
 )
 def test_soft_targets(kind, alpha, smoothing, chunk):
     given = teacher()
