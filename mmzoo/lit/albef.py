@@ -14,7 +14,7 @@ from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.errors import UsageError
 from mmzoo.lit.base import LitBase, Recipe, build_model
-from mmzoo.lit.fusion import HeldOutFusion, mask_vocabulary
+from mmzoo.lit.fusion import HeldOutFusion, mask_vocabulary, steps_of
 from mmzoo.lit.heldout import Split
 from mmzoo.lit.momentum import EmbeddingQueue, MomentumCopy, ramped
 from mmzoo.losses.masking import NO_LABEL, Masked, mask_words
@@ -131,7 +131,7 @@ class LitALBEF(LitBase):
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """The sum of the three losses; then the queue takes in the teacher's embeddings."""
-        alpha = ramped(self.alpha, self.global_step, round(self.alpha_epochs * self._steps_an_epoch()))
+        alpha = ramped(self.alpha, self.global_step, steps_of(self.trainer, self.alpha_epochs))
         losses, taught = self.losses(batch, alpha)
         if self.queue is not None:
             self.queue.push(taught.image, taught.text, batch.image_ids, batch.text_ids)
@@ -147,10 +147,6 @@ class LitALBEF(LitBase):
             loss = loss + words.loss
             told |= {"mlm": words.loss.detach(), "mlm_accuracy": words.accuracy}
         return self.log_step(loss, **told, alpha=alpha, scale=self.model.scale.detach())
-
-    def _steps_an_epoch(self) -> int:
-        """Optimizer steps that one epoch takes."""
-        return max(1, int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def losses(self, batch: CaptionBatch, alpha: float) -> tuple[Losses, _Taught]:
         """The three losses of a batch, and what the teacher made of it."""

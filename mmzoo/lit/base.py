@@ -22,7 +22,7 @@ from mmzoo.lit.heldout import Collector, Split, splits_of
 from mmzoo.lit.optim import Schedule, build_optimizer, build_schedule, clip_gradients, part_factors
 from mmzoo.paths import find_weights
 from mmzoo.seeds import mix
-from mmzoo.zoo import FAMILIES, MODELS, create_model, create_processor, family_of
+from mmzoo.zoo import FAMILIES, MODELS, create_model, create_processor, family_of, get_config
 
 if TYPE_CHECKING:
     from mmzoo.processing.processor import Processor
@@ -83,7 +83,8 @@ def build_model(family: str, model: Any, pretrained: str | None) -> Any:
                 f"pretrained: {pretrained!r} is no file or folder, and a tag belongs to a model's name: give the name "
                 "instead of a config, or a path."
             )
-        return create_model(known[0], config=model, pretrained=pretrained)
+        like = next((name for name in known if type(get_config(name)) is type(model)), known[0])
+        return create_model(like, config=model, pretrained=pretrained)
     if model in MODELS and model not in known:
         raise UsageError(f"{model} is a {MODELS[model].family} model; here {', '.join(known)} fit.")
     return create_model(model, pretrained=pretrained)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from mmzoo import dist
@@ -16,7 +18,24 @@ from mmzoo.losses.masking import MaskVocabulary
 from mmzoo.metrics.rerank import choose, reranked
 from mmzoo.processing.text import Tokenizer
 
-__all__ = ["HeldOutFusion", "Matches", "mask_vocabulary"]
+__all__ = ["HeldOutFusion", "Matches", "mask_vocabulary", "steps_of"]
+
+
+def steps_of(trainer: Trainer, epochs: float) -> int:
+    """How many optimizer steps so many epochs take.
+
+    Raises:
+        UsageError: The length of an epoch is unknown.
+    """
+    batches = trainer.num_training_batches
+    if epochs == 0:
+        return 0
+    if math.isinf(batches):
+        raise UsageError(
+            "alpha grows over alpha_epochs, and the length of this stream's epochs is unknown: set alpha_epochs to 0, "
+            "or trainer.limit_train_batches."
+        )
+    return round(epochs * math.ceil(batches / trainer.accumulate_grad_batches))
 
 
 def mask_vocabulary(tokenizer: Tokenizer) -> MaskVocabulary:
