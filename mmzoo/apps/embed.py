@@ -62,7 +62,8 @@ def embed(
 
     - `out.safetensors`: tensors `image` (B, E) and `text` (T, E), float32, whichever there are. The file's
       metadata holds `image_keys` and `texts` as JSON lists in the order of the rows, and the model's name and
-      weights hash: `json.loads(safe_open(out, "pt").metadata()["image_keys"])`.
+      weights hash: `json.loads(safe_open(out, "pt").metadata()["image_keys"])`. A header takes 100 MB at most, so a
+      list of more than 50 MB is a uint8 tensor of that name instead.
     - `out.parquet` (extra `parquet`): columns `kind` (`"image"` or `"text"`), `key` (the picture's key or the text
       itself) and `embedding`, a list of E float32.
 
