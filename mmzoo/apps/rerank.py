@@ -12,7 +12,12 @@ from mmzoo.data.reader import Broken
 from mmzoo.models.capabilities import SharesImages
 from mmzoo.processing.image import BadImage
 
-__all__ = ["match_pairs"]
+__all__ = ["match_pairs", "probability"]
+
+
+def probability(odds: float) -> float:
+    """Turn log-odds into a probability."""
+    return float(torch.tensor(odds, dtype=torch.float64).sigmoid())
 
 
 def match_pairs(
@@ -53,7 +58,9 @@ def match_pairs(
             try:
                 images.append(picture(place))
                 there.append(place)
-            except (BadImage, OSError) as error:
+            except OSError as error:
+                broken.append(Broken(names[place], error.strerror or str(error)))
+            except BadImage as error:
                 broken.append(Broken(names[place], str(error).removeprefix("the image ").rstrip(".")))
         if not images:
             continue

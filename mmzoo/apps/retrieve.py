@@ -15,7 +15,7 @@ from mmzoo.apps.opening import ModelLike, Opened, Progress, finite, open_model, 
 from mmzoo.apps.pictures import Files, find_pictures
 from mmzoo.apps.report.gallery import page_path, write
 from mmzoo.apps.report.retrieve import gallery_of
-from mmzoo.apps.rerank import match_pairs
+from mmzoo.apps.rerank import match_pairs, probability
 from mmzoo.apps.searched import (
     Captions,
     Pictures,
@@ -33,11 +33,10 @@ from mmzoo.errors import UsageError, ZooError
 from mmzoo.metrics.topk import TopK
 from mmzoo.metrics.zeroshot import encode_texts
 
-__all__ = ["CANDIDATES", "TOP_K", "Collection", "Found", "Hit", "Retrieved", "retrieve"]
+__all__ = ["TOP_K", "Collection", "Found", "Hit", "Retrieved", "retrieve"]
 
 TOP_K = 5
-CANDIDATES = 128
-"""How many are re-ranked unless a number is given, as ALBEF and BLIP do on Flickr30k."""
+"""How many are given for each query unless a number is asked for."""
 CELLS, ROWS = 2**22, 8192
 """Most scores (of 8 bytes), and most vectors of a file, in memory at once."""
 
@@ -167,7 +166,8 @@ def retrieve(
         rerank: How many of the best to read again together with the query; 0 leaves the order to the cosine.
         pretrained: Weights for a model given by name.
         batch_size: Pictures, or texts, per forward pass.
-        device: Where to compute; a CUDA device if there is one. Cosines are computed on the CPU in float64.
+        device: Where to compute; a CUDA device if there is one. Cosines are computed on the CPU, in float64, and
+            rounded to float32, so that equal vectors tie wherever they stand.
         html: Where to write a page with what was found, a file or a folder.
         progress: Called with the number of pictures or captions done and of all.
         announce: Called with the outcome before the page is written, so that a full disk costs the page alone.
@@ -311,9 +311,10 @@ def _run(
     best = TopK(len(names), rerank or wanted)
     rows = max(1, min(ROWS, CELLS // sum(vectors[..., 0].numel() for _, vectors in queries)))
     for block in items.blocks(opened, rows, broken, progress):
+        scores = [cosines(opened, kind, vectors, items, block.double()) for kind, vectors in queries]
         best.add(
-            torch.cat([cosines(opened, kind, vectors, items, block.double()) for kind, vectors in queries])
-        )
+            torch.cat(scores).float()
+        )  # rounded, so that equal vectors tie however the sums were ordered
     ranked = [
         [Hit(items.keys[place], score, place) for place, score in zip(*lists, strict=True)]
         for lists in zip(best.places.tolist(), best.scores.tolist(), strict=True)
@@ -347,21 +348,21 @@ def _rerank(
         opened, pairs, read, names, words, batch_size=batch_size, broken=broken, progress=progress
     )
     if not odds:
+        hint = (
+            " Pictures of embeddings are looked for by their keys, from here."
+            if isinstance(items, Rows)
+            else ""
+        )
         raise ZooError(
             f"--rerank: none of {len(broken)} pictures could be read again; the first, {broken[0].key}: "
-            f"{broken[0].reason}."
+            f"{broken[0].reason}.{hint}"
         )
     again: list[list[Hit]] = []
     for query, hits in enumerate(ranked):
         ways = [(hit.place, query) if items.kind == "image" else (query, hit.place) for hit in hits]
         there = [(odds[way], hit) for way, hit in zip(ways, hits, strict=True) if way in odds]
         there.sort(key=lambda pair: -pair[0])  # stable: equal ones stay in the order of their cosines
-        again.append(
-            [
-                hit._replace(match=float(torch.tensor(margin, dtype=torch.float64).sigmoid()))
-                for margin, hit in there
-            ]
-        )
+        again.append([hit._replace(match=probability(margin)) for margin, hit in there])
     return again
 
 
@@ -379,10 +380,8 @@ def _command(
     html: str | Path | None,
 ) -> str:
     """The command that does the same; long lists are cut."""
-    listed = captions if captions is None or isinstance(captions, (str, Path)) else "FILE"
-    lists = {"texts": texts, "image": image, "images": images}
     single = {
-        "captions": listed,
+        "captions": captions if captions is None or isinstance(captions, (str, Path)) else "FILE",
         "data": data,
         "split": split,
         "top-k": top_k,
@@ -391,7 +390,7 @@ def _command(
         "html": html,
     }
     line = ["mmzoo", "retrieve", "--model", model]
-    for name, values in lists.items():
+    for name, values in {"texts": texts, "image": image, "images": images}.items():
         if values:
             line += [f"--{name}", *map(str, values[:5]), *(["..."] if len(values) > 5 else [])]
     for name, value in single.items():

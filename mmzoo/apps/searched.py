@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -182,7 +183,10 @@ class Rows:
     ) -> Iterator[Tensor]:
         """The file's vectors."""
         done = 0
-        for vectors in self.file.blocks(self.kind, rows):
+        each = math.prod(
+            self.file.shape(self.kind)[:-1]
+        )  # where pictures have several vectors, scores have too
+        for vectors in self.file.blocks(self.kind, max(1, rows // each)):
             if not bool(vectors.isfinite().all()):
                 raise ZooError(f"{self.file.path} holds numbers that are not finite; embed again.")
             yield vectors
@@ -204,7 +208,7 @@ def pictures_at(places: Sequence[str | Path], batch_size: int) -> Searched:
     """
     files = [place for place in places if Path(place).suffix in SUFFIXES]
     if not files:
-        name = str(places[0]) if len(places) == 1 else "all of --images"
+        name = str(places[0]) if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
         return Pictures(Files(find_pictures(places)), batch_size, name)
     if len(places) > 1:
         raise UsageError(f"--images: {files[0]} holds embeddings and is searched alone; leave the rest out.")

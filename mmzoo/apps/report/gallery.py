@@ -157,7 +157,7 @@ class Gallery:
         cards_which: Which of them are shown, where not all are.
         rows: Queries of a search with what they found.
         rows_of: How many queries there were before the page was bounded.
-        rows_score: What the numbers beside the hits are.
+        rows_score: What the numbers beside the hits are, a sentence.
         classes: Per-class table; empty to leave it out.
         matrix: Confusion matrix, where there are at most `MATRIX_MAX` classes.
         pairs: The most confused pairs, most pictures first.

@@ -46,9 +46,9 @@ def gallery_of(result: Retrieved, items: Read | None, queries: Read | None) -> G
         lead=f"{asked}, {sizes}, best first.{again}",
         rows=[_row(found, items, queries) for found in result.found[:QUERIES]],
         rows_of=len(result.found),
-        rows_score="a percentage is the model's probability of a match; in brackets, the cosine"
+        rows_score="A percentage is the model's probability of a match; in brackets, the cosine."
         if result.reranked
-        else "numbers are cosines, from -1 to 1",
+        else "Numbers are cosines, from -1 to 1.",
         broken=result.broken,
         footer={
             "Model": result.model,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+CANDIDATES = 128
+"""Re-ranked unless a number is given: what ALBEF and BLIP do on Flickr30k."""
 EXAMPLES = """examples:
   mmzoo retrieve --model runs/clip-tiny/export -t "a red apple" -t "a boat" --images photos/
   mmzoo retrieve --model runs/clip-tiny/export --image cat.jpg --captions captions.txt --top-k 3
@@ -74,10 +76,10 @@ def main(argv: Sequence[str]) -> int:
         "--rerank",
         type=positive,
         nargs="?",
-        const=128,
+        const=CANDIDATES,
         default=0,
         metavar="N",
-        help="read the best N (128) again together with the query, for models that score pairs",
+        help=f"read the best N ({CANDIDATES}) again together with the query, for models that score pairs",
     )
     parser.add_argument("--html", metavar="OUT", help="write a page with what was found there")
     parser.add_argument("--json", action="store_true", help="print JSON")
