@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmzoo.apps.report.gallery import Card, ClassRow, Gallery, Guess, Matrix, Number, Pair, render, write
+from mmzoo.apps.report.gallery import (
+    Card,
+    ClassRow,
+    Gallery,
+    Guess,
+    Matrix,
+    Number,
+    Pair,
+    Row,
+    RowHit,
+    render,
+    write,
+)
 from mmzoo.apps.report.thumbs import SIDE, thumbnail
 
 HOSTILE = '</script><script>document.title=\'owned\'</script>"><img src="http://{host}/leak" onerror="x">\'{{{{7*7}}}}'
@@ -146,6 +158,9 @@ def test_names_of_strangers_are_escaped_everywhere():
         lead=bad,
         numbers=[Number(bad, 0.5, 0.1, bad)],
         cards=[card(bad, bad, (bad + "?", 0.9), (bad, 0.1))],
+        rows=[Row(bad, "", pictured, (RowHit(bad, "", bad),)) for pictured in (True, False)],
+        rows_of=3,
+        rows_score=bad,
         classes=[ClassRow(bad, 1, 0.5, 0.5, bad)],
         matrix=Matrix([bad, "b"], [[1, 0], [0, 1]]),
         pairs=[Pair(bad, bad, 1, 1.0)],

@@ -280,6 +280,13 @@ def test_unusable_vocabularies(tmp_path, name, content, message):
 # ---------------------------------------------------------------------------------------------- tiny
 
 
+def test_only_a_text_beyond_the_context_is_cut(tiny):
+    words = "dog " * (tiny.spec.context - 2)  # with the two special tokens exactly full
+    assert not tiny.cuts(words)
+    assert tiny(["dog", words]).keep.sum(1).tolist() == [3, tiny.spec.context]
+    assert tiny.cuts(words + "dog")
+
+
 def test_tiny_vocabulary_opens_with_the_special_tokens():
     entries = tiny_vocabulary()
     assert entries[:7] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
