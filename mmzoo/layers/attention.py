@@ -10,7 +10,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmzoo.errors import ZooError
 from mmzoo.layers.cache import LayerCache
+from mmzoo.layers.watch import Seen
 from mmzoo.ops.attention import FULL, AttnMask, attend
 from mmzoo.ops.folding import Fold
 from mmzoo.ops.rope import Convention, rotate
@@ -68,6 +70,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.attn_dropout, self.dropout = attn_dropout, dropout
+        self.seen: Seen | None = None  # set by `mmzoo.layers.watch`
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
         self.out = nn.Linear(heads * head_dim, width, bias=bias)
 
@@ -93,7 +96,8 @@ class SelfAttention(nn.Module):
             k = rotate(k, rope.cos, rope.sin, convention=rope.convention, prefix=rope.prefix)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = attend(q, k, v, mask=mask, dropout_p=self.attn_dropout if self.training else 0.0)
+        way = attend if self.seen is None else self.seen.attend
+        out = way(q, k, v, mask=mask, dropout_p=self.attn_dropout if self.training else 0.0)
         out = self.out(out.transpose(1, 2).reshape(B, L, self.heads * self.head_dim))
         return F.dropout(out, self.dropout, self.training)
 
@@ -127,6 +131,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.attn_dropout, self.dropout = attn_dropout, dropout
+        self.seen: Seen | None = None  # set by `mmzoo.layers.watch`
         self.q = nn.Linear(width, heads * head_dim, bias=bias)
         self.kv = nn.Linear(context_width, 2 * kv_heads * head_dim, bias=bias)
         self.out = nn.Linear(heads * head_dim, width, bias=bias)
@@ -150,13 +155,19 @@ class CrossAttention(nn.Module):
 
         Returns:
             (B, L, width).
+
+        Raises:
+            ZooError: A fold is given while the layer is being watched.
         """
         k, v = context if isinstance(context, KV) else self.project(context)
         q = self.q(x)
         if fold is not None:
+            if self.seen is not None:
+                raise ZooError("shared contexts cannot be watched: give each text its own, kv[index].")
             q, k, v = fold.queries(q), fold.keys(k), fold.keys(v)
         q = q.view(*q.shape[:2], self.heads, self.head_dim).transpose(1, 2)
-        out = attend(q, k, v, mask=mask, dropout_p=self.attn_dropout if self.training else 0.0)
+        way = attend if self.seen is None else self.seen.attend
+        out = way(q, k, v, mask=mask, dropout_p=self.attn_dropout if self.training else 0.0)
         out = out.transpose(1, 2).flatten(2)
         out = self.out(out if fold is None else fold.back(out, (x.shape[0], x.shape[1])))
         return F.dropout(out, self.dropout, self.training)

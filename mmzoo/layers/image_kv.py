@@ -14,7 +14,7 @@ from torch import Tensor
 from mmzoo.errors import ZooError
 from mmzoo.layers.attention import KV
 
-__all__ = ["ImageKV"]
+__all__ = ["ImageKV", "check_reads"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +80,20 @@ class ImageKV:
 def _rows(x: Tensor, index: slice | Tensor) -> Tensor:
     # projections lie token by token in memory (B, N, G, D); keeping that lets rows be laid end to end without a copy
     return x.transpose(1, 2)[index].transpose(1, 2)
+
+
+def check_reads(contexts: int, index: Tensor | None, texts: int) -> None:
+    """Refuse an index that does not say for each of `texts` which of `contexts` it reads; numbers are not looked at.
+
+    Raises:
+        ZooError: There is no index and not one context per text, or it has another shape or type.
+    """
+    if index is None and contexts != texts:
+        raise ZooError(
+            f"{texts} texts cannot read {contexts} contexts one by one: say with context_index which text reads "
+            "which."
+        )
+    if index is not None and (index.shape != (texts,) or index.dtype != torch.int64):
+        raise ZooError(
+            f"context_index must be {texts} int64 numbers, one per text, got {index.dtype} {tuple(index.shape)}."
+        )

@@ -17,7 +17,7 @@ from mmzoo.errors import ZooError
 from mmzoo.layers.attention import Rotary
 from mmzoo.layers.block import BlockConfig, BlockStack, NormKind, TransformerBlock
 from mmzoo.layers.cache import KVCache
-from mmzoo.layers.image_kv import ImageKV
+from mmzoo.layers.image_kv import ImageKV, check_reads
 from mmzoo.layers.init import init_bert, init_clip
 from mmzoo.layers.mlp import Activation
 from mmzoo.layers.norm import LayerNorm, build_norm
@@ -219,6 +219,13 @@ class TextBackbone(nn.Module):
             block.mlp.fc1.reset_parameters()
             block.mlp.fc2.reset_parameters()
 
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Parts that weights of a bare text transformer (BERT) lack, and that start as built."""
+        return tuple(
+            f"blocks.{i}.{part}" for i in self.config.cross_layers for part in ("cross", "cross_norm")
+        )
+
     def set_checkpointing(self, on: bool) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self.blocks.checkpointing = on
@@ -305,7 +312,7 @@ class TextBackbone(nn.Module):
             )
         causal = c.causal if causal is None else causal
         if context is not None:
-            _check_context(len(context), context_index, x.shape[0])
+            check_reads(len(context), context_index, x.shape[0])
         if packed:
             if keep is None or cache is not None:
                 raise ZooError("packed=True needs keep, and no cache.")
@@ -374,18 +381,6 @@ class TextBackbone(nn.Module):
             return x[:, -1]
         last = (keep * torch.arange(1, keep.shape[1] + 1, device=keep.device)).argmax(1)
         return x[torch.arange(x.shape[0], device=x.device), last]
-
-
-def _check_context(contexts: int, index: Tensor | None, texts: int) -> None:
-    if index is None and contexts != texts:
-        raise ZooError(
-            f"{texts} texts cannot read {contexts} contexts one by one: say with context_index which text reads "
-            "which."
-        )
-    if index is not None and (index.shape != (texts,) or index.dtype != torch.int64):
-        raise ZooError(
-            f"context_index must be {texts} int64 numbers, one per text, got {index.dtype} {tuple(index.shape)}."
-        )
 
 
 def _kept_mean(x: Tensor, keep: Tensor) -> Tensor:
