@@ -24,7 +24,16 @@ from mmzoo.weights.read import open_checkpoint
 from mmzoo.weights.rules import Drop, TensorSource, apply
 from mmzoo.zoo import FAMILIES, Family, config_from, model_class
 
-__all__ = ["OpenedWeights", "fill", "fill_tower", "filled_model", "meta_model", "open_weights", "shapes_of"]
+__all__ = [
+    "OpenedWeights",
+    "fill",
+    "fill_tower",
+    "filled_model",
+    "meta_model",
+    "open_weights",
+    "refuse_contradictions",
+    "shapes_of",
+]
 
 
 class OpenedWeights(NamedTuple):
@@ -129,7 +138,7 @@ def _decided(config: Any, shapes: Shapes) -> Plain:
 
 
 # what must agree, or the numbers would be silently wrong
-_BINDING = ("act", "heads", "kv_heads", "rope_base", "norm_eps")
+_BINDING = ("act", "heads", "kv_heads", "rope_base", "norm", "norm_eps")
 
 
 def _contradictions(told: Plain, ours: Plain, path: str = "") -> list[str]:
@@ -269,16 +278,20 @@ def fill(family: Family, config: Any, state: dict[str, Tensor], where: str) -> n
 _OTHER_PART = Drop("another part of the model than the tower that is wanted")
 
 
-def fill_tower(model: nn.Module, part: str, weights: str | Path) -> None:
+def fill_tower(model: nn.Module, part: str, weights: str | Path) -> frozenset[str]:
     """Fill one tower of a model, strictly, from weights of any family that has such a tower.
 
     What else the checkpoint holds (heads, the other tower) is left aside. A position table of another image size is
-    resampled as the tower's config says.
+    resampled as the tower's config says. Parts that the tower declares as `fresh` (the cross-attention of a text
+    transformer) may be missing, all of them, and then stay as they are.
 
     Args:
         model: A model of the zoo; its tower changes in place and keeps its dtype.
         part: `"vision"` or `"text"`.
         weights: A file or folder in any layout, or one inside an installed package (`pkg:PACKAGE/PATH`).
+
+    Returns:
+        Names in the model of what was filled.
 
     Raises:
         UsageError: The model has no such tower, or there is no such package.
@@ -289,35 +302,44 @@ def fill_tower(model: nn.Module, part: str, weights: str | Path) -> None:
         raise UsageError(
             f"a {type(model).__name__} has no tower {part!r}: towers are called vision and text."
         )
-    path, config = find_weights(weights), tower.config
+    path, config, own = find_weights(weights), tower.config, tower.state_dict()
+    fresh = {name for name in own if name.startswith(tuple(f"{p}." for p in getattr(tower, "fresh", ())))}
     opened = open_weights(path, None, None, tower=part)
     if opened.checkpoint is not None:
-        state = _tower_state(opened.checkpoint, part, type(tower), config)
+        state = _tower_state(opened.checkpoint, part, type(tower), config, fresh)
     else:
         assert opened.source is not None
         names = [name for name in opened.source.shapes() if name.startswith(f"{part}.")]
         state = {name.removeprefix(f"{part}."): opened.source.tensor(name) for name in names}
         told = {} if opened.config is None else to_dict(opened.config)
-        _refuse_contradictions(told.get(part, {}), config, f"{path}: its {part} tower")
+        refuse_contradictions(told.get(part, {}), config, f"{path}: its {part} tower")
     if not state:
         raise ZooError(f"{path} has no {part} tower.")
     like = next(tower.parameters())
+    filled = frozenset(f"{part}.{name}" for name in state)
     state = {name: tensor.to(like) for name, tensor in state.items()}
+    if not fresh & state.keys():
+        state |= {name: own[name] for name in fresh}
     fit: Any = getattr(tower, "fit_state", None)
     load_strictly(tower, fit(state) if fit else state, f"{path} ({part})")
+    return filled
 
 
-def _tower_state(checkpoint: Checkpoint, part: str, kind: type[nn.Module], config: Any) -> dict[str, Tensor]:
+def _tower_state(
+    checkpoint: Checkpoint, part: str, kind: type[nn.Module], config: Any, fresh: set[str]
+) -> dict[str, Tensor]:
     """A tower's tensors under its own names, out of a published checkpoint."""
     told = checkpoint.told()
     if part not in told:
         raise ZooError(f"{checkpoint.where} ({checkpoint.layout.name}) has no {part} tower.")
-    _refuse_contradictions(told[part], config, f"{checkpoint.where}: its {part} tower")
+    refuse_contradictions(told[part], config, f"{checkpoint.where}: its {part} tower")
     plain = fill_unknown({part: told[part]}, {part: to_dict(config)}, checkpoint.where)
     size = {"image_size": plain[part]["image_size"]} if part == "vision" else {}
     with torch.device("meta"):
         empty = kind(dataclasses.replace(config, **size))
-    wanted = {f"{part}.{name}": shape for name, shape in shapes_of(empty).items()}
+    bare = not told[part].get("cross_layers")  # a layout of fusion models tells of theirs
+    names = {name: shape for name, shape in shapes_of(empty).items() if not (bare and name in fresh)}
+    wanted = {f"{part}.{name}": shape for name, shape in names.items()}
     rules = [
         rule
         if rule.target is not None and rule.target.startswith(f"{part}.")
@@ -328,6 +350,16 @@ def _tower_state(checkpoint: Checkpoint, part: str, kind: type[nn.Module], confi
     return {name.removeprefix(f"{part}."): tensor for name, tensor in rows}
 
 
-def _refuse_contradictions(told: Plain, config: Any, where: str) -> None:
+def refuse_contradictions(told: Plain, config: Any, where: str) -> None:
+    """Refuse weights of which is known that they were trained for another function than a config's.
+
+    Args:
+        told: Plain data of their config, as far as it is known.
+        config: What is to be filled.
+        where: What to call them in a message.
+
+    Raises:
+        ZooError: They contradict each other where no shape would tell.
+    """
     if wrong := _contradictions(told, to_dict(config)):
         raise ZooError(f"{where} does not fit: {'; '.join(wrong)}.")

@@ -81,6 +81,8 @@ class LitALBEF(LitBase):
     Args:
         model: An ALBEF's name, or its config in full.
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
+        start: Weights of single towers, of any family that has one: `{vision: PATH, text: PATH}`, of a BERT too, whose
+            lack of cross-attention leaves it as built; or of a pre-trained ALBEF, whatever its heads: `{model: PATH}`.
         alpha: The teacher's share in the targets of contrast and masked words.
         alpha_epochs: Epochs over which that share grows from 0 (ALBEF 1, BLIP 2, its fine-tuning for some tasks 0).
         momentum: Share of the teacher's weights that stays at each step.
@@ -100,6 +102,7 @@ class LitALBEF(LitBase):
         self,
         model: str | ALBEFConfig = "albef-tiny",
         pretrained: str | None = None,
+        start: dict[str, str] | None = None,
         alpha: float = 0.4,
         alpha_epochs: float = 1.0,
         momentum: float = 0.995,
@@ -121,7 +124,7 @@ class LitALBEF(LitBase):
         built = build_model("albef", model, pretrained)
         if not isinstance(built, ALBEF):
             raise UsageError(f"LitALBEF trains an ALBEF; {model} is an {type(built).__name__}.")
-        super().__init__(built, optimizer, recipe, pretrained=pretrained is not None)
+        super().__init__(built, optimizer, recipe, pretrained=pretrained is not None, start=start)
         self.alpha, self.alpha_epochs = alpha, alpha_epochs
         self.weighting, self.mask, self.whole_words, self.rerank = weighting, mask, whole_words, rerank
         self.teacher = MomentumCopy(built, decay=momentum, leave_out=("match_head",), dropout=teacher_dropout)

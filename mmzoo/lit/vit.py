@@ -27,6 +27,7 @@ class LitViT(LitBase):
     Args:
         model: A ViT's name, or its config in full.
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
+        start: Weights of the tower, of any family that has one: `{vision: PATH}`.
         classes: Size of the head; None keeps that of the weights or the config. Another size gives a new head.
         label_smoothing: Share of a target's mass spread over all classes.
         mixup: Images are mixed in pairs with a share drawn from Beta(mixup, mixup) (Zhang et al. 2018); 0 for none.
@@ -40,6 +41,7 @@ class LitViT(LitBase):
         self,
         model: str | ViTConfig = "vit-tiny",
         pretrained: str | None = None,
+        start: dict[str, str] | None = None,
         classes: int | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -55,7 +57,7 @@ class LitViT(LitBase):
         if classes is not None and classes != built.config.classes:
             # after loading: the file's own head goes with its classes, the new one starts at zero
             built = replace_head(built, classes)
-        super().__init__(built, optimizer, recipe, pretrained=pretrained is not None)
+        super().__init__(built, optimizer, recipe, pretrained=pretrained is not None, start=start)
         self.label_smoothing, self.mixup = label_smoothing, mixup
 
     def on_fit_start(self) -> None:

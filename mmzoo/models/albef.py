@@ -28,6 +28,8 @@ from mmzoo.layers.attention import CrossAttention
 from mmzoo.layers.block import TransformerBlock
 from mmzoo.layers.heads import Classifier, MaskedWords, UnitProjection, multiplier
 from mmzoo.layers.image_kv import ImageKV
+from mmzoo.models.albef_start import GROWS
+from mmzoo.models.explaining import ExplainsByCross
 from mmzoo.models.ranking import rank_answers, read_answers
 from mmzoo.spec import BERT_VOCAB, HALF, TINY_VOCAB, ImageSpec, TextSpec
 from mmzoo.towers import TextBackbone, TextConfig, VisionConfig
@@ -39,6 +41,7 @@ __all__ = [
     "ALBEFNLVR2",
     "ALBEFVE",
     "ALBEFVQA",
+    "GROWS",
     "VARIANTS",
     "ALBEFConfig",
     "ALBEFNLVR2Config",
@@ -120,7 +123,7 @@ _TINY_VISION = VisionConfig(
 )  # fmt: skip
 _TINY_TEXT = bert_text(
     vocab=TINY_VOCAB, context=32, width=96, depth=4, heads=3, hidden=384, cross_layers=(2, 3), cross_width=128,
-    dropout=0.0, attn_dropout=0.0, norm="pre", norm_eps=1e-5,
+    dropout=0.0, attn_dropout=0.0,
 )  # fmt: skip
 _TINY_IMAGE = ImageSpec(24, HALF, HALF, fit="squash")
 _TINY_WORDS = TextSpec("tiny", context=32, vocab=TINY_VOCAB, sep=False, clean="albef")
@@ -134,8 +137,8 @@ VARIANTS: dict[str, ReaderConfig] = {
 }
 
 
-class ALBEF(Reader):
-    """Embeds, matches and completes pairs. Capabilities: `EmbedsPairs`, `ScoresPairs`, `SharesImages`.
+class ALBEF(ExplainsByCross, Reader):
+    """Embeds, matches and completes pairs. Capabilities: `EmbedsPairs`, `ScoresPairs`, `SharesImages`, `Explains`.
 
     Attributes:
         logit_scale: Learned log of the multiplier of the cosines (the reference learns its inverse).

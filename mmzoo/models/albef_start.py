@@ -1,93 +1,54 @@
-"""A pre-trained ALBEF as the start of a model for one task.
+"""How ALBEF's models for single tasks start from the pre-trained one.
 
     VQA:    the decoder starts as the fusion half: layers 6-11 become 0-5, with word embeddings and word head; what
             projects image tokens there projects the question here, and starts at random where their widths differ
     NLVR2:  each fusion layer becomes two neighbours: 6 + i becomes 6 + 2i and 7 + 2i
     others: the same layers
 
-Heads that both models have are kept, and the image's position table is resampled to the new size. salesforce/ALBEF
-renames tensors of its checkpoint to this effect in each fine-tuning script.
+Heads that both models have are kept. salesforce/ALBEF renames tensors of its checkpoint to this effect in each
+fine-tuning script.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import torch
+from mmzoo.growth import Grows, Growth
 
-from mmzoo.errors import ZooError
-from mmzoo.models.albef import (
-    ALBEF,
-    ALBEFNLVR2,
-    ALBEFVE,
-    ALBEFVQA,
-    ALBEFConfig,
-    ALBEFNLVR2Config,
-    ALBEFVEConfig,
-    ALBEFVQAConfig,
+__all__ = ["GROWS"]
+
+_HEADS = (
+    *("vision_proj", "text_proj", "logit_scale", "match_head", "mlm"),
+    *("lm", "compare_head", "assign_head", "entail_head"),
 )
-from mmzoo.towers.reader import Reader, ReaderConfig
 
-__all__ = ["for_task"]
 
-_CLASSES: dict[type[ReaderConfig], type[Reader]] = {
-    ALBEFConfig: ALBEF,
-    ALBEFVQAConfig: ALBEFVQA,
-    ALBEFNLVR2Config: ALBEFNLVR2,
-    ALBEFVEConfig: ALBEFVE,
+def _same_layers(source: Any, config: Any) -> Growth:
+    return Growth(heads=_HEADS)
+
+
+def _answers(source: Any, config: Any) -> Growth:
+    first, layers = source.text.cross_layers[0], range(config.decoder.depth)
+    blocks = tuple((f"text.blocks.{first + i}", f"decoder.blocks.{i}") for i in layers)
+    alike = config.vision.width == config.text.width
+    return Growth(
+        moves=(("text.embed", "decoder.embed"), ("mlm", "lm"), *blocks),
+        heads=_HEADS,
+        fresh=() if alike else tuple(f"decoder.blocks.{i}.cross.kv" for i in layers),
+    )
+
+
+def _twins(source: Any, config: Any) -> Growth:
+    old, new = source.text.cross_layers[0], config.text.cross_layers
+    blocks = tuple((f"text.blocks.{old + i // 2}", f"text.blocks.{layer}") for i, layer in enumerate(new))
+    return Growth(moves=blocks, heads=_HEADS)
+
+
+GROWS: Grows = {
+    ("ALBEFConfig", "ALBEFConfig"): _same_layers,
+    ("ALBEFConfig", "ALBEFVQAConfig"): _answers,
+    ("ALBEFConfig", "ALBEFNLVR2Config"): _twins,
+    ("ALBEFNLVR2Config", "ALBEFNLVR2Config"): _same_layers,  # from assigning texts to comparing images
+    ("ALBEFConfig", "ALBEFVEConfig"): _same_layers,
+    ("ALBEFVEConfig", "ALBEFVEConfig"): _same_layers,  # of other classes
 }
-_BLOCK = re.compile(r"(text|decoder)\.blocks\.(\d+)\.(.+)")
-
-
-def for_task(model: Reader, config: ReaderConfig) -> Any:
-    """Build a model for a task and start it from a trained one.
-
-    Args:
-        model: An `ALBEF`, or an `ALBEFNLVR2` that was trained to assign texts; it stays as it is.
-        config: What to build.
-
-    Returns:
-        A new model in the old one's dtype, device and mode; heads that the old one lacks start at random.
-
-    Raises:
-        ZooError: The towers do not fit: another width, or another number of layers.
-    """
-    like = next(model.parameters())
-    new = _CLASSES[type(config)](config).to(device=like.device, dtype=like.dtype).train(model.training)
-    old, state = new.vision.fit_state(model.state_dict(), "vision."), new.state_dict()
-    started = {name: old.get(_origin(name, model, new)) for name in state}
-    if config.vision.width != config.text.width:
-        for name in [n for n in state if n.startswith("decoder.") and ".cross.kv." in n]:
-            started[name] = state[name]
-    unfit = [
-        name
-        for name, tensor in started.items()
-        if name.startswith(("vision.", "text.", "decoder."))
-        and (tensor is None or tensor.shape != state[name].shape)
-    ]
-    if unfit:
-        raise ZooError(
-            f"a {type(new).__name__} cannot start from this {type(model).__name__}: their towers differ "
-            f"({len(unfit)} tensors, {unfit[0]} first)."
-        )
-    with torch.no_grad():
-        for name, tensor in started.items():
-            if tensor is not None and tensor.shape == state[name].shape:
-                state[name].copy_(tensor)
-    return new
-
-
-def _origin(name: str, old: Reader, new: Reader) -> str:
-    """The old model's name of the tensor that `name` starts as."""
-    found = _BLOCK.fullmatch(name)
-    if found is None:
-        if name.startswith("decoder.embed."):
-            return name.replace("decoder.", "text.", 1)
-        return name.replace("lm.", "mlm.", 1) if name.startswith("lm.") else name
-    part, layer, rest = found[1], int(found[2]), found[3]
-    if part == "decoder":
-        layer += old.first_fusion
-    elif isinstance(new, ALBEFNLVR2) and not isinstance(old, ALBEFNLVR2) and layer >= new.first_fusion:
-        layer = new.first_fusion + (layer - new.first_fusion) // 2
-    return f"text.blocks.{layer}.{rest}"

@@ -20,14 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmzoo.errors import ZooError
+from mmzoo.growth import Grows, Growth
 from mmzoo.layers.heads import Classifier, MaskedWords, Pooler
 from mmzoo.layers.init import init_bert
+from mmzoo.models.explaining import ExplainsByJoint
 from mmzoo.ops.attention import FULL, AttnMask
 from mmzoo.ops.packing import pack, unpack
 from mmzoo.spec import BERT_VOCAB, HALF, TINY_VOCAB, ImageSpec, TextSpec
@@ -36,6 +38,7 @@ from mmzoo.towers.text import bert_text
 from mmzoo.towers.vision import PaddedTokens
 
 __all__ = [
+    "GROWS",
     "VARIANTS",
     "Joint",
     "Stack",
@@ -46,7 +49,6 @@ __all__ = [
     "ViLTNLVR2Config",
     "ViLTVQA",
     "ViLTVQAConfig",
-    "start_from",
 ]
 
 
@@ -164,7 +166,12 @@ class Stack(nn.Module):
     Args:
         config: Its shape.
         images: How many images a text is read with; each has a modality of its own.
+
+    Attributes:
+        input_parts: What makes the stack's input, for a learning rate that decays with depth.
     """
+
+    input_parts: ClassVar[dict[str, str]] = {"text": "vision", "modality": "vision"}
 
     def __init__(self, config: StackConfig, *, images: int = 1):
         super().__init__()
@@ -237,8 +244,8 @@ class Stack(nn.Module):
         return self.vision.fit_state(state, "vision.")
 
 
-class ViLT(Stack):
-    """Matches image and text, and completes the text. Capability: `ScoresPairs`.
+class ViLT(ExplainsByJoint, Stack):
+    """Matches image and text, and completes the text. Capabilities: `ScoresPairs`, `Explains`.
 
     Attributes:
         match_head: Linear map to "no" and "yes", or None.
@@ -352,39 +359,28 @@ def _has_kernel(x: Tensor) -> bool:
     return x.device.type == "cpu" or half
 
 
-_MODELS: dict[type[StackConfig], Any] = {ViLTConfig: ViLT, ViLTVQAConfig: ViLTVQA, ViLTNLVR2Config: ViLTNLVR2}
+_HEADS = ("match_head", "mlm", "rank_head", "answer_head", "compare_head")
 
 
-def start_from(model: Stack, config: StackConfig) -> Any:
-    """A model for another task on the stack of a pre-trained one, as fine-tuning starts.
+def _grows(source: StackConfig, config: StackConfig) -> Growth:
+    """What fine-tuning starts from (dandelin/ViLT, `vilt_module.py`).
 
-    What both have is copied. A ranking head starts as the matching head's row for "match", the modality of a second
-    image as that of the first (dandelin/ViLT's `vilt_module.py`); other heads start at random.
-
-    Args:
-        model: The pre-trained model; it stays as it is.
-        config: What to build; its stack has the shape of the model's.
-
-    Returns:
-        A new model in the old one's dtype, device and mode.
-
-    Raises:
-        ZooError: The stacks differ in shape.
+    A ranking head starts as the matching head's row for "match", the modality of a second image as that of the first;
+    other new heads start at random.
     """
-    like = next(model.parameters())
-    new = _MODELS[type(config)](config).to(device=like.device, dtype=like.dtype).train(model.training)
-    old, state = model.state_dict(), new.state_dict()
-    with torch.no_grad():
-        for name in state.keys() & old.keys():
-            if state[name].shape == old[name].shape:
-                state[name].copy_(old[name])
-            elif name.startswith(("vision.", "text.", "pooler.")):
-                raise ZooError(
-                    f"the stacks differ: {name} is {tuple(old[name].shape)}, not {tuple(state[name].shape)}."
-                )
-        if "rank_head.weight" in state.keys() - old.keys() and "match_head.weight" in old:
-            for part in ("weight", "bias"):
-                state[f"rank_head.{part}"].copy_(old[f"match_head.{part}"][1:])
-        rows = old["modality.weight"]
-        new.modality.weight.copy_(torch.cat([rows, rows[1:2]])[: len(new.modality.weight)])
-    return new
+    rows: dict[str, tuple[int, ...]] = {}
+    moves: tuple[tuple[str, str], ...] = ()
+    if isinstance(config, ViLTNLVR2Config) and not isinstance(source, ViLTNLVR2Config):
+        rows["modality.weight"] = (0, 1, 1)
+    if isinstance(source, ViLTConfig) and not source.rank:
+        moves = (("match_head", "rank_head"),)
+        rows |= {"rank_head.weight": (1,), "rank_head.bias": (1,)}
+    return Growth(moves, _HEADS, rows=rows)
+
+
+GROWS: Grows = {
+    ("ViLTConfig", "ViLTConfig"): _grows,
+    ("ViLTConfig", "ViLTVQAConfig"): _grows,
+    ("ViLTVQAConfig", "ViLTVQAConfig"): _grows,  # of other answers
+    ("ViLTConfig", "ViLTNLVR2Config"): _grows,
+}

@@ -11,8 +11,9 @@ import mmzoo
 from mmzoo.errors import ZooError
 from mmzoo.layers.patch import real_grids, sample_patches
 from mmzoo.models.capabilities import AnswersFromList, ScoresPairs
-from mmzoo.models.vilt import VARIANTS, ViLT, ViLTConfig, ViLTVQA, ViLTVQAConfig, start_from
+from mmzoo.models.vilt import VARIANTS, ViLT, ViLTConfig, ViLTVQA, ViLTVQAConfig
 from mmzoo.spec import ImageSpec
+from mmzoo.start import grown
 
 SIZES = [(64, 80), (40, 96), (64, 64), (8, 24)]
 PATCH = 8
@@ -173,7 +174,7 @@ def test_sampled_patches_are_even():
 
 
 def test_heads_decide_what_a_model_can_do(model, pictures, texts):
-    answering = start_from(model, ViLTVQAConfig(*_stack(), answers=5))
+    answering = grown(model, ViLTVQAConfig(*_stack(), answers=5))
     assert isinstance(model, ScoresPairs)
     assert not isinstance(model, AnswersFromList)
     assert isinstance(answering, AnswersFromList)
@@ -186,8 +187,8 @@ def test_heads_decide_what_a_model_can_do(model, pictures, texts):
         bare.word_logits(_pad(pictures), *texts)
     vision, *inputs = _stack()
     narrow = ViLTVQAConfig(replace(vision, hidden=96), *inputs)
-    with pytest.raises(ZooError, match=r"stacks differ: vision\."):
-        start_from(model, narrow)
+    with pytest.raises(ZooError, match=r"does not fit ViLTVQA.*vision\."):
+        grown(model, narrow)
 
 
 def _stack():

@@ -20,7 +20,7 @@ from mmzoo.models.albef import (
     ALBEFVEConfig,
     ALBEFVQAConfig,
 )
-from mmzoo.models.albef_start import for_task
+from mmzoo.start import grown
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -292,7 +292,7 @@ def _as_wide_as_words():
 @pytest.mark.parametrize("towers", [o.towers, _as_wide_as_words])
 def test_the_decoder_starts_as_the_fusion_half(towers):
     source = _pretrained(towers())
-    model = for_task(source, ALBEFVQAConfig(**towers(), decoder=o.decoder_config()))
+    model = grown(source, ALBEFVQAConfig(**towers(), decoder=o.decoder_config()))
     for i in (0, 1):
         old, new = source.text.blocks[2 + i].state_dict(), model.decoder.blocks[i].state_dict()
         differ = {
@@ -310,7 +310,7 @@ def test_the_decoder_starts_as_the_fusion_half(towers):
 
 def test_twin_layers_start_as_two_copies():
     source = _pretrained()
-    model = for_task(source, ALBEFNLVR2Config(**o.towers(twin=True), task="assign", embed=o.EMBED))
+    model = grown(source, ALBEFNLVR2Config(**o.towers(twin=True), task="assign", embed=o.EMBED))
     for new, old in enumerate([0, 1, 2, 2, 3, 3]):
         a, b = model.text.blocks[new].state_dict(), source.text.blocks[old].state_dict()
         assert all(torch.equal(a[name], b[name]) for name in b)
@@ -318,7 +318,7 @@ def test_twin_layers_start_as_two_copies():
     # then from text assignment to comparing: all layers as they are
     torch.manual_seed(4)
     shake(model, seed=5)
-    compare = for_task(model, ALBEFNLVR2Config(**o.towers(twin=True)))
+    compare = grown(model, ALBEFNLVR2Config(**o.towers(twin=True)))
     assert torch.equal(compare.text.blocks[4].mlp.fc1.weight, model.text.blocks[4].mlp.fc1.weight)
     assert torch.equal(compare.text.blocks[5].mlp.fc1.weight, model.text.blocks[5].mlp.fc1.weight)
 
@@ -326,7 +326,7 @@ def test_twin_layers_start_as_two_copies():
 def test_a_task_may_see_larger_images():
     source, towers = _pretrained(), o.towers()
     towers["vision"] = dataclasses.replace(towers["vision"], image_size=32)
-    model = for_task(source, ALBEFVEConfig(**towers))
+    model = grown(source, ALBEFVEConfig(**towers))
     assert model.vision.pos.shape == (1, 17, o.VISION)
     assert torch.equal(model.vision.pos[:, :1], source.vision.pos[:, :1])
     assert not model.training
@@ -335,8 +335,8 @@ def test_a_task_may_see_larger_images():
 def test_a_task_of_other_towers_is_refused():
     towers = o.towers()
     towers["text"] = dataclasses.replace(towers["text"], hidden=64)
-    with pytest.raises(ZooError, match="their towers differ"):
-        for_task(_pretrained(), ALBEFVEConfig(**towers))
+    with pytest.raises(ZooError, match=r"does not fit ALBEFVE: .*of another shape \(text"):
+        grown(_pretrained(), ALBEFVEConfig(**towers))
     deeper = dataclasses.replace(o.decoder_config(), depth=3, cross_layers=(0, 1, 2))
     with pytest.raises(ZooError, match=r"decoder\.blocks\.2"):
-        for_task(_pretrained(), ALBEFVQAConfig(**o.towers(), decoder=deeper))
+        grown(_pretrained(), ALBEFVQAConfig(**o.towers(), decoder=deeper))

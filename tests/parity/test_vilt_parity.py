@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import mmzoo
-from mmzoo.models.vilt import VARIANTS, ViLT, ViLTNLVR2, ViLTNLVR2Config, ViLTVQA, ViLTVQAConfig, start_from
+from mmzoo.models.vilt import VARIANTS, ViLT, ViLTNLVR2, ViLTNLVR2Config, ViLTVQA, ViLTVQAConfig
 from mmzoo.spec import HALF, ImageSpec, TextSpec
+from mmzoo.start import grown
 from mmzoo.towers.vision import PaddedTokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -257,10 +258,10 @@ def test_parameters_are_those_of_the_paper():
 
 def test_fine_tuning_starts_as_in_the_release():
     model = shake(ViLT(_config()).double())
-    ranking = start_from(model, _config(words=False, rank=True))
+    ranking = grown(model, _config(words=False, rank=True))
     torch.testing.assert_close(ranking.rank_head.weight, model.match_head.weight[1:])
     torch.testing.assert_close(ranking.rank_head.bias, model.match_head.bias[1:])
-    pairs = start_from(model, _config(ViLTNLVR2Config))
+    pairs = grown(model, _config(ViLTNLVR2Config))
     assert torch.equal(pairs.modality.weight, model.modality.weight[[0, 1, 1]])
     assert torch.equal(pairs.vision.blocks[1].mlp.fc1.weight, model.vision.blocks[1].mlp.fc1.weight)
     assert pairs.modality.weight.data_ptr() != model.modality.weight.data_ptr()
