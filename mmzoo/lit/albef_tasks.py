@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -26,14 +26,16 @@ from mmzoo.models.albef import (
     ALBEFNLVR2,
     ALBEFVE,
     ALBEFVQA,
+    ALBEFConfig,
     ALBEFNLVR2Config,
     ALBEFVEConfig,
     ALBEFVQAConfig,
 )
 from mmzoo.ops.pairs import Positives
 from mmzoo.processing.text import Texts
-from mmzoo.towers.reader import Reader
-from mmzoo.zoo import get_config
+from mmzoo.start import grown
+from mmzoo.towers.reader import Reader, ReaderConfig
+from mmzoo.zoo import FAMILIES, MODELS, get_config, model_class
 
 __all__ = ["LitALBEFAssign", "LitALBEFNLVR2", "LitALBEFVE", "LitALBEFVQA", "Teaching"]
 
@@ -57,6 +59,43 @@ class Teaching:
     dropout: bool = False
 
 
+def _task_config(config: ALBEFConfig, kind: type[Reader]) -> ReaderConfig:
+    """What a task's model with the towers of an `ALBEF` is, as the reference builds it."""
+    text, first = config.text, config.text.cross_layers[0]
+    towers = {f.name: getattr(config, f.name) for f in fields(ReaderConfig)}
+    layers = text.depth - first
+    if kind is ALBEFVQA:
+        decoder = replace(
+            text, depth=layers, cross_layers=tuple(range(layers)), cross_width=text.width, causal=True
+        )
+        return ALBEFVQAConfig(**towers, decoder=decoder)
+    if kind is ALBEFNLVR2:
+        depth = first + 2 * layers
+        towers["text"] = replace(text, depth=depth, cross_layers=tuple(range(first, depth)))
+        return ALBEFNLVR2Config(**towers, embed=config.embed)
+    return ALBEFVEConfig(**towers)
+
+
+def _built(kind: type[Reader], model: Any, pretrained: str | None, **changes: Any) -> Any:
+    """A model of a kind, or one that grows out of an `ALBEF`; `changes` to its config.
+
+    Raises:
+        UsageError: It is of another kind.
+    """
+    config = get_config(model) if isinstance(model, str) and model in MODELS else model
+    if isinstance(config, ALBEFConfig):
+        return grown(build_model("albef", model, pretrained), replace(_task_config(config, kind), **changes))
+    if changes and isinstance(config, ReaderConfig) and model_class(FAMILIES["albef"], config) is kind:
+        model = replace(config, **changes)
+    built = build_model("albef", model, pretrained)
+    if not isinstance(built, kind):
+        raise UsageError(
+            f"an {kind.__name__} is trained here, not an {type(built).__name__}: give one, or the ALBEF that it grows "
+            "out of."
+        )
+    return built
+
+
 class _Taught(LitBase):
     """A model of the kind that a task needs, and its teacher."""
 
@@ -64,26 +103,20 @@ class _Taught(LitBase):
 
     def __init__(
         self,
-        kind: type[Reader],
-        model: Any,
-        pretrained: str | None,
-        start: dict[str, str] | None,
+        built: Reader,
         teaching: Teaching,
         optimizer: OptimizerCallable,
         recipe: Recipe,
+        *,
+        pretrained: bool,
+        start: dict[str, str] | None,
     ):
         if not 0 <= teaching.alpha <= 1 or teaching.alpha_epochs < 0:
             raise UsageError(
                 f"teaching: alpha is {teaching.alpha} and must be a share from 0 to 1; alpha_epochs is "
                 f"{teaching.alpha_epochs} and must not be negative."
             )
-        built = build_model("albef", model, pretrained)
-        if not isinstance(built, kind):
-            raise UsageError(
-                f"{type(self).__name__} trains an {kind.__name__}, not an {type(built).__name__}: give one as model, "
-                "and what it shall start from as start.model."
-            )
-        super().__init__(built, optimizer, recipe, pretrained=pretrained is not None, start=start)
+        super().__init__(built, optimizer, recipe, pretrained=pretrained, start=start)
         self.teaching, self.teacher = teaching, None
         if teaching.alpha:
             self.teacher = MomentumCopy(built, decay=teaching.momentum, dropout=teaching.dropout)
@@ -117,8 +150,8 @@ class LitALBEFVQA(_Taught):
     For data with `targets: words`.
 
     Args:
-        model: An ALBEFVQA's name, or its config in full.
-        pretrained: Weights of such a model to start from.
+        model: An ALBEFVQA's name, or its config in full; or an ALBEF's, out of which one grows.
+        pretrained: Weights of the model that is named.
         start: Weights of parts, see `mmzoo.start.start_parts`: `{model: PATH}` of a pre-trained ALBEF, whose fusion
             half is the start of the decoder too.
         teaching: The momentum teacher's part.
@@ -141,7 +174,8 @@ class LitALBEFVQA(_Taught):
     ):
         if k < 1:
             raise UsageError(f"k is {k}; it is a number of answers, at least 1.")
-        super().__init__(ALBEFVQA, model, pretrained, start, teaching, optimizer, recipe)
+        built = _built(ALBEFVQA, model, pretrained)
+        super().__init__(built, teaching, optimizer, recipe, pretrained=pretrained is not None, start=start)
         self.k = k
         self._list: tuple[tuple[str, ...], Texts] | None = None
 
@@ -207,8 +241,8 @@ class LitALBEFNLVR2(_Taught):
     """Teaches ALBEF whether a sentence is true of two images.
 
     Args:
-        model: An ALBEFNLVR2's name, or its config in full.
-        pretrained: Weights of such a model to start from.
+        model: An ALBEFNLVR2's name, or its config in full; or an ALBEF's, out of which one grows.
+        pretrained: Weights of the model that is named.
         start: Weights of parts, see `mmzoo.start.start_parts`: `{model: PATH}` of a pre-trained ALBEF, or of what
             `LitALBEFAssign` made of it.
         teaching: The momentum teacher's part.
@@ -227,7 +261,8 @@ class LitALBEFNLVR2(_Taught):
         optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params, lr=2e-5),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
-        super().__init__(ALBEFNLVR2, model, pretrained, start, teaching, optimizer, recipe)
+        built = _built(ALBEFNLVR2, model, pretrained)
+        super().__init__(built, teaching, optimizer, recipe, pretrained=pretrained is not None, start=start)
         if self.model.config.task != "compare":
             raise UsageError(
                 'this model assigns texts: build it with task="compare", or train it by LitALBEFAssign.'
@@ -262,8 +297,8 @@ class LitALBEFAssign(_Taught):
     The step between pre-training and `LitALBEFNLVR2`, on captions; an epoch of it in the paper. There is no teacher.
 
     Args:
-        model: Config of an ALBEFNLVR2 with `task: assign`; a name's config is changed to that.
-        pretrained: Weights of such a model to start from.
+        model: An ALBEFNLVR2's name or config, whose task is changed; or an ALBEF's, out of which one grows.
+        pretrained: Weights of the model that is named.
         start: `{model: PATH}` of a pre-trained ALBEF.
         optimizer: Its class and settings; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
@@ -279,10 +314,10 @@ class LitALBEFAssign(_Taught):
         optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params, lr=2e-5),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
-        config = get_config(model) if isinstance(model, str) else model
-        if isinstance(config, ALBEFNLVR2Config):
-            model = replace(config, task="assign")
-        super().__init__(ALBEFNLVR2, model, pretrained, start, Teaching(alpha=0.0), optimizer, recipe)
+        built = _built(ALBEFNLVR2, model, pretrained, task="assign")
+        super().__init__(
+            built, Teaching(alpha=0.0), optimizer, recipe, pretrained=pretrained is not None, start=start
+        )
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """Three-way cross-entropy."""
@@ -313,8 +348,8 @@ class LitALBEFVE(_Taught):
     """Teaches ALBEF whether an image entails a sentence, contradicts it or leaves it open.
 
     Args:
-        model: An ALBEFVE's name, or its config in full.
-        pretrained: Weights of such a model to start from.
+        model: An ALBEFVE's name, or its config in full; or an ALBEF's, out of which one grows.
+        pretrained: Weights of the model that is named.
         start: `{model: PATH}` of a pre-trained ALBEF, see `mmzoo.start.start_parts`.
         teaching: The momentum teacher's part, whole from the first step on as in the reference.
         optimizer: Its class and settings; fused unless said otherwise.
@@ -332,7 +367,8 @@ class LitALBEFVE(_Taught):
         optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params, lr=2e-5),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
-        super().__init__(ALBEFVE, model, pretrained, start, teaching, optimizer, recipe)
+        built = _built(ALBEFVE, model, pretrained)
+        super().__init__(built, teaching, optimizer, recipe, pretrained=pretrained is not None, start=start)
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """Cross-entropy over the labelled sentences."""

@@ -1,6 +1,7 @@
 """ALBEF's fine-tuning steps against the reference's losses, written with other libraries' layers."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import albef_oracle as o
@@ -12,12 +13,14 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+import mmzoo
 from mmzoo.data.batch import CaptionBatch, PairBatch, QuestionBatch
 from mmzoo.errors import UsageError
 from mmzoo.lit import Recipe
 from mmzoo.lit.albef_tasks import LitALBEFAssign, LitALBEFNLVR2, LitALBEFVE, LitALBEFVQA, Teaching
 from mmzoo.losses.assignment import draw_assignment
-from mmzoo.models.albef import ALBEFNLVR2Config, ALBEFVEConfig, ALBEFVQAConfig
+from mmzoo.models.albef import ALBEF, ALBEFConfig, ALBEFNLVR2Config, ALBEFVEConfig, ALBEFVQAConfig
+from mmzoo.processing.processor import Processor
 from mmzoo.processing.text import Texts
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -172,7 +175,7 @@ def test_what_vqa_refuses(toys, tmp_path):
         module.predict_step(questions(), 0)
     with pytest.raises(UsageError, match="k is 0"):
         vqa(k=0)
-    with pytest.raises(UsageError, match="trains an ALBEFVQA, not an ALBEFVE"):
+    with pytest.raises(UsageError, match="an ALBEFVQA is trained here, not an ALBEFVE"):
         LitALBEFVQA(ALBEFVEConfig(**o.towers()))
     with pytest.raises(UsageError, match=r"alpha is 1\.4"):
         vqa(Teaching(alpha=1.4))
@@ -277,6 +280,27 @@ def test_captions_without_labels_cannot_entail(toys, tmp_path):
     module = LitALBEFVE(ALBEFVEConfig(**o.towers()), **SETTINGS)
     with pytest.raises(UsageError, match="EntailmentData"):
         fit(module, tmp_path, toys, [captions()])
+
+
+@pytest.mark.parametrize("kind", [LitALBEFVQA, LitALBEFNLVR2, LitALBEFVE, LitALBEFAssign])
+def test_a_task_grows_out_of_any_albef(kind, tmp_path):
+    """Towers as they are there, the decoder as long as the fusion half, twin layers doubled."""
+    torch.manual_seed(3)
+    albef = shake(ALBEF(ALBEFConfig(**o.towers(), embed=o.EMBED)))
+    mmzoo.zoo.save(albef, tmp_path / "albef", processor=Processor(None))
+    module = kind(albef.config, pretrained=str(tmp_path / "albef"))
+    twin = kind in (LitALBEFNLVR2, LitALBEFAssign)
+    reference = o.towers(twin=twin)
+    assert {name: getattr(module.model.config, name) for name in reference} == reference
+    old, new = albef.text.blocks[3].state_dict(), module.model.text.blocks[5 if twin else 3].state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    if kind is LitALBEFVQA:
+        decoder = dataclasses.replace(o.decoder_config(), dropout=0.0)
+        assert module.model.config.decoder == decoder
+        assert torch.equal(module.model.decoder.blocks[1].mlp.fc1.weight, albef.text.blocks[3].mlp.fc1.weight)
+    # the teacher starts as the student does
+    for name, tensor in {} if module.teacher is None else module.teacher.model.state_dict().items():
+        assert torch.equal(tensor, module.model.state_dict()[name])
 
 
 def test_the_teachers_share_grows_over_the_first_epoch(toys, tmp_path):
