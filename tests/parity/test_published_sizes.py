@@ -100,19 +100,21 @@ def test_vit_b16_of_transformers(folder):
 SENTENCES = ["a photo of a cat", "two dogs on a beach at sunset, seen from above"]
 
 
+@pytest.mark.parametrize(
+    ("name", "ours"), [("ViT-B-32-quickgelu", "clip-vit-b32"), ("ViT-B-32", "clip-vit-b32-laion")]
+)
 @torch.inference_mode()
-def test_clip_b32_of_open_clip(folder):
+def test_clip_b32_of_open_clip(name, ours, folder):
     import importlib
 
     import open_clip
 
     save_for_hf = importlib.import_module("open_clip.push_to_hf_hub").save_for_hf
     torch.manual_seed(0)
-    name = "ViT-B-32-quickgelu"
     theirs = shake(open_clip.create_model(name).eval(), std=0.02)
     words = types.SimpleNamespace(save_pretrained=lambda folder: None)  # only the weights are of interest
     save_for_hf(theirs, words, open_clip.get_model_config(name), str(folder / "hub"), safe_serialization=True)
-    ours = mmzoo.create_model("clip-vit-b32", pretrained=folder / "hub")
+    ours = mmzoo.create_model(ours, pretrained=folder / "hub")
     images, ids = torch.randn(2, 3, 224, 224), open_clip.get_tokenizer(name)(SENTENCES)
     expected = theirs.encode_image(images, normalize=True), theirs.encode_text(ids, normalize=True)
     same(ours(images, ids), expected)

