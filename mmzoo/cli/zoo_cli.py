@@ -32,8 +32,8 @@ from mmzoo.errors import UsageError, ZooError
 from mmzoo.lit.base import LitBase
 from mmzoo.lit.callbacks import ExportWeights, RunReport, Talk, held_out_table
 from mmzoo.lit.checkpoints import Checkpoints, WholeFileIO
-from mmzoo.lit.files import RunLogger
-from mmzoo.weights.io import write_json, write_tensors
+from mmzoo.lit.files import RunLogger, write_predictions
+from mmzoo.weights.io import write_json
 
 __all__ = ["ZooCLI", "run"]
 
@@ -245,21 +245,19 @@ class ZooCLI(LightningCLI):
     after_test = after_validate
 
     def predict(self, **kwargs: Any) -> None:
-        """Write predictions as `predictions.safetensors`, with the samples' keys in its metadata."""
-        import torch
-
+        """Write predictions as `predictions.safetensors`, and what is no tensor as `predictions.jsonl`."""
         if self.trainer.world_size > 1:
             raise UsageError("predict writes one file from one process: add --trainer.devices 1.")
         found = self.trainer.predict(**kwargs)
         batches = [b for item in found or [] for b in (item if isinstance(item, list) else [item])]
         if not batches:
             raise ZooError("there was nothing to predict: the data is empty.")
-        names = [name for name, value in batches[0].items() if torch.is_tensor(value)]
-        tensors = {name: torch.cat([batch[name].float() for batch in batches]) for name in names}
         keys = [key for batch in batches for key in batch["keys"]]
-        path = self.folder / "predictions.safetensors"
-        write_tensors(path, tensors, {"keys": json.dumps(keys)})
-        print(json.dumps({"predictions": str(path), "samples": len(keys)}) if self.as_json else path)
+        paths = write_predictions(self.folder, batches)
+        if self.as_json:
+            print(json.dumps({"predictions": [str(path) for path in paths], "samples": len(keys)}))
+        else:
+            print(*paths, sep="\n")
 
 
 class _FreshFolder(Callback):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.errors import UsageError
 from mmzoo.lit.base import LitBase, Recipe, build_model
@@ -23,6 +22,7 @@ from mmzoo.lit.optim import average_gradients
 from mmzoo.losses.accumulate import cached_step, refuse_batch_statistics
 from mmzoo.losses.contrastive import Contrastive, clip_loss
 from mmzoo.losses.sigmoid import siglip_loss
+from mmzoo.losses.tiles import Gather
 from mmzoo.metrics.zeroshot import build_classifier
 from mmzoo.models.clip import CLIP, CLIPConfig
 from mmzoo.processing.templates import TEMPLATES
@@ -87,7 +87,7 @@ class LitCLIP(LitBase):
         pretrained: str | None = None,
         start: dict[str, str] | None = None,
         loss: Literal["softmax", "sigmoid"] = "softmax",
-        gather: Literal["auto", "none", "global", "local"] = "auto",
+        gather: Gather = "auto",
         accumulate: int = 1,
         cache_features: bool = False,
         templates: str = "general",
@@ -114,14 +114,13 @@ class LitCLIP(LitBase):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def contrast(
-        self, image: Tensor, text: Tensor, batch: CaptionBatch, gather: str | None = None
-    ) -> Contrastive:
+    def contrast(self, image: Tensor, text: Tensor, batch: CaptionBatch) -> Contrastive:
         """The loss of unit vectors `image` (B, E) and `text` (B, E) with the batch's ids."""
-        gather = gather or self.gather
-        if gather == "auto":
-            gather = "local" if dist.world() > 1 else "none"
-        ids: dict[str, Any] = {"image_ids": batch.image_ids, "text_ids": batch.text_ids, "gather": gather}
+        ids: dict[str, Any] = {
+            "image_ids": batch.image_ids,
+            "text_ids": batch.text_ids,
+            "gather": self.gather,
+        }
         if self.loss == "sigmoid":
             assert self.model.logit_bias is not None
             return siglip_loss(image, text, self.model.scale, self.model.logit_bias, **ids)

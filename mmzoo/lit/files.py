@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mmzoo.files import atomic_path
+from mmzoo.weights.io import write_tensors
 
-__all__ = ["RunLogger", "best_of", "draw_curve", "last_of"]
+__all__ = ["RunLogger", "best_of", "draw_curve", "last_of", "write_predictions"]
 
 log = logging.getLogger("mmzoo")
 Row = dict[str, float]
@@ -180,3 +183,33 @@ def draw_curve(rows: list[Row], chance: dict[str, float], path: Path, title: str
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return True
+
+
+def write_predictions(folder: Path, batches: list[dict[str, Any]]) -> list[Path]:
+    """Write what `predict_step` gave for every batch.
+
+    Args:
+        folder: The run folder.
+        batches: Each `keys`, the names of its samples, and by name tensors or lists with a row for each of them.
+
+    Returns:
+        What was written: `predictions.safetensors` with the tensors, floating ones in float32, and the keys in its
+        metadata; and `predictions.jsonl` with a line for each sample that holds its key and everything else (answers,
+        captions). Whatever there is nothing for is not written.
+    """
+    keys = [key for batch in batches for key in batch["keys"]]
+    names = [name for name in batches[0] if name != "keys"]
+    numbers = [name for name in names if torch.is_tensor(batches[0][name])]
+    written = []
+    if numbers:
+        joined = {name: torch.cat([batch[name] for batch in batches]) for name in numbers}
+        tensors = {name: t.float() if t.is_floating_point() else t for name, t in joined.items()}
+        written.append(folder / "predictions.safetensors")
+        write_tensors(written[-1], tensors, {"keys": json.dumps(keys)})
+    if others := [name for name in names if name not in numbers]:
+        columns = [[value for batch in batches for value in batch[name]] for name in others]
+        rows = [dict(zip(["key", *others], row, strict=True)) for row in zip(keys, *columns, strict=True)]
+        written.append(folder / "predictions.jsonl")
+        with atomic_path(written[-1]) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return written

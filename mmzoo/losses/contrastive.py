@@ -59,7 +59,8 @@ def clip_loss(
         image_ids: (B,) or (B, m) int64, all that each image is an instance of; -1 pads.
         text_ids: (T,) int64, what each text is about; -1 matches nothing.
         gather: "none"; "global": every rank computes all pairs of all ranks; "local": each rank computes its own
-            images by all texts and the ranks exchange column sums, 1/world of the work for the same result.
+            images by all texts and the ranks exchange column sums, 1/world of the work for the same result;
+            "auto": all pairs of all ranks at the least cost, so "local".
         tile: Rows of logits in memory at once.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from mmzoo.ops.pairs import Diagonal, Positives, widen
 
 __all__ = ["Contrastive", "Gather", "Sides", "Winners", "full_precision", "gather_sides", "scalar", "spans"]
 
-Gather = Literal["none", "global", "local"]
+Gather = Literal["auto", "none", "global", "local"]
 
 
 class Contrastive(NamedTuple):
@@ -70,7 +70,7 @@ def gather_sides(
         image_ids: (B,) or (B, m) int64, or None for pairs in order.
         text_ids: (T,) int64, or None.
         gather: "none": this rank's pairs alone; "global": every rank holds all pairs; "local": this rank's images
-            by the texts of all ranks.
+            by the texts of all ranks; "auto": the same, at the least cost that there is.
 
     Returns:
         The rectangle to work through.
@@ -78,8 +78,10 @@ def gather_sides(
     Raises:
         ZooError: The shapes do not fit each other, one kind of id is missing, or `gather` is unknown.
     """
-    if gather not in ("none", "global", "local"):
-        raise ZooError(f"gather={gather!r} is not known to a contrastive loss; choose none, global or local.")
+    if gather not in get_args(Gather):
+        raise ZooError(
+            f"gather={gather!r} is not known to a contrastive loss; choose auto, none, global or local."
+        )
     if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1]:
         raise ZooError(
             f"A contrastive loss takes image (B, E) and text (T, E), not {tuple(image.shape)} and {tuple(text.shape)}."
@@ -95,7 +97,7 @@ def gather_sides(
         raise ZooError(f"A contrastive loss needs pairs, but got {len(image)} images and {len(text)} texts.")
     if (image_ids is None) != (text_ids is None):
         raise ZooError("A contrastive loss takes image_ids and text_ids together, or neither.")
-    partial = spread and gather == "local"
+    partial = spread and gather != "global"
     if spread:
         text = dist.gather_with_grad(text, text_sizes)
     if spread and not partial:

@@ -23,6 +23,7 @@ TEXT_IDS = torch.tensor([9, 5, 6, 7, 50, 8, 2, -1])
 CASES = [
     *itertools.product(["softmax", "sigmoid"], ["global", "local"], [*SPLITS], [False, True], [False]),
     *itertools.product(["softmax", "sigmoid"], ["global", "local"], ["uneven"], [True], [True]),
+    *itertools.product(["softmax", "sigmoid"], ["auto"], ["uneven"], [True], [False]),
 ]
 """Loss, gather, split, with ids, with exact accumulation."""
 

@@ -1,14 +1,17 @@
-"""The held-out loop that every family shares, and the generator that losses draw from."""
+"""The held-out loop that every family shares, the generator that losses draw from, and written predictions."""
 
 import contextlib
+import json
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from safetensors import safe_open
 
 from mmzoo.lit.base import Recipe
 from mmzoo.lit.checkpoints import Checkpoints
 from mmzoo.lit.clip import CLIPAdamW, LitCLIP
+from mmzoo.lit.files import write_predictions
 from mmzoo.lit.heldout import HeldOutClasses, HeldOutPairs, Several
 
 
@@ -124,3 +127,23 @@ def test_names_of_several_collectors():
     assert both.score == ("top1",)
     assert both.numbers() == {"top1": (2 / 3, 2 / 3), "itm_top1": (2 / 3, 2 / 3)}
     assert Several(HeldOutPairs(), itm=main).score == ("i2t_r1", "t2i_r1")
+
+
+def test_predictions_keep_words_and_numbers(tmp_path):
+    batches = [
+        {"keys": ["a", "b"], "answer": ["yes", "zwei Bäume"], "score": torch.tensor([0.5, 0.25]).bfloat16()},
+        {"keys": ["c"], "answer": [None], "score": torch.tensor([0.75]).bfloat16()},
+    ]
+    tensors, lines = write_predictions(tmp_path, batches)
+    with safe_open(tensors, "pt") as file:
+        assert json.loads(file.metadata()["keys"]) == ["a", "b", "c"]
+        assert set(file.keys()) == {"score"}
+        assert file.get_tensor("score").tolist() == [0.5, 0.25, 0.75]
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"key": "a", "answer": "yes"}, {"key": "b", "answer": "zwei Bäume"}, {"key": "c", "answer": None}
+    ]  # fmt: skip
+    whole = {"keys": ["d"], "label": torch.tensor([2**24 + 1])}
+    (only,) = write_predictions(tmp_path / "other", [whole])
+    with safe_open(only, "pt") as file:
+        assert file.get_tensor("label").item() == 2**24 + 1

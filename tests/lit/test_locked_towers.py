@@ -178,3 +178,28 @@ def test_frozen_towers_without_a_file_are_saved(toys, donors, tmp_path):
 def test_caching_needs_a_frozen_tower(toys):
     with pytest.raises(UsageError, match=r"none is frozen: add recipe\.freeze"):
         LitCLIP(toys.clip(), cache_features=True)
+
+
+def test_what_no_file_held_is_saved_though_it_is_frozen(toys, donors, tmp_path):
+    """A text transformer that starts from one without cross-attention keeps its own in checkpoints."""
+    from mmzoo.lit.albef import LitALBEF
+    from mmzoo.models.text import TextModel, TextModelConfig
+
+    tiny = mmzoo.get_config("albef-tiny")
+    bare = dataclasses.replace(tiny.text, cross_layers=(), cross_width=None)
+    mmzoo.save(TextModel(TextModelConfig(bare, tiny.text_input)), tmp_path / "text")
+    start = {"text": str(tmp_path / "text")}
+    module = LitALBEF("albef-tiny", start=start, queue=0, recipe=Recipe(freeze=("text",)))
+    kept = {name for name in module._left_out if name.startswith("model.text.")}
+    crossing = {
+        name for name, _ in module.named_parameters() if name.startswith("model.text.") and "cross" in name
+    }
+    assert crossing
+    assert not kept & crossing
+    assert kept | crossing == {n for n, _ in module.named_parameters() if n.startswith("model.text.")}
+    folder, _, _ = donors
+    with pytest.raises(UsageError, match="give one"):
+        LitCLIP(toys.clip(), str(folder / "clip"), start={"model": str(folder / "clip")})
+    # a model of the same kind starts another, as pretrained does
+    other = LitCLIP(toys.clip(), start={"model": str(folder / "clip")}, recipe=FROZEN)
+    assert other._left_out == {n for n, p in other.named_parameters() if not p.requires_grad}

@@ -229,7 +229,7 @@ def test_errors_say_what_does_not_fit(loss, unit):
             call()
 
 
-@pytest.mark.parametrize("gather", ["global", "local"])
+@pytest.mark.parametrize("gather", ["auto", "global", "local"])
 @pytest.mark.parametrize("loss", [softmax_loss, siglip_loss])
 def test_gathering_alone_changes_nothing(loss, gather, unit):
     image, text = unit(5), unit(5, seed=1)
