@@ -102,14 +102,14 @@ FAMILIES: dict[str, Family] = {
             "ALBEFNLVR2Config": "ALBEFNLVR2",
             "ALBEFVEConfig": "ALBEFVE",
         },
-        ("embeds pairs", "scores pairs", "shares images"),
+        ("embeds pairs", "scores pairs", "shares images", "explains matches"),
         "Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum Distillation, NeurIPS "
         "2021, arXiv:2107.07651",
     ),
     "vilt": Family(
         "mmzoo.models.vilt",
         {"ViLTConfig": "ViLT", "ViLTVQAConfig": "ViLTVQA", "ViLTNLVR2Config": "ViLTNLVR2"},
-        ("scores pairs",),
+        ("scores pairs", "explains matches"),
         "Kim et al., ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision, ICML 2021, "
         "arXiv:2102.03334",
     ),

@@ -47,6 +47,9 @@ VERBS = {
     "retrieve": Verb(
         "Use", "find pictures by words, captions or pictures by a picture", "mmzoo.cli.verbs.retrieve"
     ),
+    "explain": Verb(
+        "Use", "heat maps: where in a picture a model looks for each word", "mmzoo.cli.verbs.explain"
+    ),
     "convert": Verb("Move", "weights from any layout to any other, exactly", "mmzoo.cli.verbs.convert"),
     "export": Verb("Move", "encoders as torch.export programs and ONNX, checked", "mmzoo.cli.verbs.export"),
     "list": Verb("Look", "the models: size, input, what they can do, licence", "mmzoo.cli.verbs.list"),

@@ -5,6 +5,7 @@ Shapes: B images, T texts, L tokens, E embedding width, N image tokens, D width,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -15,6 +16,7 @@ __all__ = [
     "AnswersQuestions",
     "Classifies",
     "EmbedsPairs",
+    "Explains",
     "GivesFeatures",
     "RanksAnswers",
     "ScoresPairs",
@@ -83,6 +85,35 @@ class SharesImages(Protocol):
 
 
 @runtime_checkable
+class Explains(Protocol):
+    """Shows for each word where in the picture the model looks for it."""
+
+    @property
+    def explain_layers(self) -> Sequence[int]:
+        """Numbers of the layers that can be looked at."""
+        ...
+
+    @property
+    def explain_layer(self) -> int:
+        """The layer that is looked at unless another is asked for."""
+        ...
+
+    def explain(self, images: Tensor, ids: Tensor, keep: Tensor, layer: int | None = None) -> Tensor:
+        """How much each patch speaks for "match" by way of each token.
+
+        Args:
+            images: (1, 3, H, W) for all texts, or one for each.
+            ids: (T, L) int64.
+            keep: (T, L) bool, True at real tokens.
+            layer: One of `explain_layers`; None takes `explain_layer`.
+
+        Returns:
+            (T, L, h, w) not negative, in the grid of patches; zeros at padding. For a model in eval mode.
+        """
+        ...
+
+
+@runtime_checkable
 class WritesCaptions(Protocol):
     """Writes text about an image."""
 
@@ -117,6 +148,7 @@ CAPABILITIES: dict[str, Any] = {
     "embeds pairs": EmbedsPairs,
     "scores pairs": ScoresPairs,
     "shares images": SharesImages,
+    "explains matches": Explains,
     "writes captions": WritesCaptions,
     "answers questions": AnswersQuestions,
 }
