@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmzoo.lit.momentum import EmbeddingQueue, MomentumCopy
 from mmzoo.losses.alignment import alignment_loss
+from mmzoo.losses.answers import answer_loss
 from mmzoo.losses.matching import choice_loss, match_loss
 from mmzoo.losses.queued import queued_contrast
 from mmzoo.losses.words import SoftWords, word_loss
@@ -23,7 +24,7 @@ IMAGE_IDS = torch.tensor(
 )
 TEXT_IDS = torch.tensor([9, 5, 6, 7, 50, 8, 2, -1])
 CONTRASTS = list(itertools.product(SPLITS, ["ids", "order"], ["taught", "alone"], ["queue", "no queue"]))
-MEANS = list(itertools.product(SPLITS, ["words", "taught words", "match", "choice", "alignment"]))
+MEANS = list(itertools.product(SPLITS, ["words", "taught words", "match", "choice", "answers", "alignment"]))
 STEPS = {"even": [(2, 2)] * 4, "uneven": [(3, 1), (1, 2), (0, 3), (7, 6), (2, 1)]}
 QUEUE = 5
 # Labels of which the second rank has none in some splits, and rows that do not count.
@@ -102,6 +103,8 @@ def mean(name, mine, over_ranks):
         if name == "choice":
             options = {"teacher": draw(ROWS, 4, seed=53)[mine], "alpha": 0.4}
             return choice_loss(both, LABELS[mine].clamp(0, 3), over_ranks=over_ranks, **options)
+        if name == "answers":
+            return answer_loss(both, draw(ROWS, 4, seed=56)[mine].sigmoid(), over_ranks=over_ranks)
         words = text[:, None] + draw(3, 4, seed=54)
         patches = image[:, None] + draw(5, 4, seed=55)
         keep = torch.ones(len(text), 3, dtype=torch.bool), torch.ones(len(text), 5, dtype=torch.bool)
