@@ -201,18 +201,35 @@ def test_nothing_as_wide_as_the_vocabulary_outgrows_a_chunk(soft):
     assert largest.numel == words * chunk
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products, and the rows of those with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += "mm" in func.__name__
+        if func is torch.ops.aten.addmm.default:
+            self.rows += len(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_a_gradient_that_nobody_asks_for_is_not_made(wanted):
+    inputs = [x if i < wanted else x.detach() for i, x in enumerate(student())]
+    with Products() as counted:
+        word_loss(*inputs, LABELS)
+    assert counted.calls == 1 + wanted
+    with torch.no_grad(), Products() as counted:
+        word_loss(*student(), LABELS)
+    assert counted.calls == 1
+
+
 def test_rows_without_label_cost_nothing():
-    class Products(TorchDispatchMode):
-        rows = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten.addmm.default:
-                Products.rows += len(args[1])
-            return func(*args, **(kwargs or {}))
-
-    with Products():
+    with Products() as counted:
         word_loss(*student(), LABELS, chunk=4)
-    assert Products.rows == (LABELS >= 0).sum()
+    assert counted.rows == (LABELS >= 0).sum()
 
 
 def test_errors_say_what_does_not_fit():
