@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -106,12 +107,18 @@ def load_torch(path: Path) -> TorchFile:
     from argparse import Namespace
 
     # ALBEF- and ViLT-era files carry their command line beside the weights; a Namespace only holds values
-    with torch.serialization.safe_globals([Namespace, OrderedDict]):
+    with torch.serialization.safe_globals([Namespace, OrderedDict]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # what comes of it is told below
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except OSError:
             raise
         except pickle.UnpicklingError as error:
+            if _is_plain_pickle(path):
+                raise ZooError(
+                    f"{path} is a pickle that torch did not write, and mmzoo never runs one: save it as safetensors "
+                    "where you trust it."
+                ) from None
             told = _WANTED.search(str(error))
             if told is None:
                 raise _unreadable(path, error) from None
@@ -127,6 +134,13 @@ def load_torch(path: Path) -> TorchFile:
     left_out = _inside(loaded, "mmzoo").get("left_out", ())
     names = tuple(str(name) for name in left_out) if isinstance(left_out, (list, tuple)) else ()
     return TorchFile(_plain_tensors(loaded, path), names)
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether a file is a pickle of a protocol that torch does not write by itself."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return head[:1] == b"\x80" and head[1:] > b"\x02"
 
 
 # how torch's unpickler names what it refuses

@@ -289,7 +289,7 @@ def staged(folder: Path) -> Iterator[Path]:
     made = _make(parent)
     done = False
     try:
-        stage = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}.", suffix=".part"))
+        stage = _stage(folder, parent)
         try:
             yield stage
             _finish(stage)
@@ -310,6 +310,14 @@ def staged(folder: Path) -> Iterator[Path]:
             for path in reversed(made):
                 with contextlib.suppress(OSError):  # somebody else put something there meanwhile
                     path.rmdir()
+
+
+def _stage(folder: Path, parent: Path) -> Path:
+    """A new folder in `parent` for what is to become `folder`."""
+    try:
+        return Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}.", suffix=".part"))
+    except OSError as error:  # a person asked for the folder and knows no other name
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def _make(folder: Path) -> list[Path]:

@@ -274,6 +274,14 @@ def test_wrong_vocabulary_size(tmp_path):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(ZooError, match=r"text\.embed\.tok\.weight is \(49409, 64\), wanted \(49408, 64\)"):
         mmzoo.create_model("clip-vit-b32", config=clip("clip-vit-b32"), pretrained=tmp_path / "w.safetensors")
+    state = {"token_embedding.weight": torch.zeros(49_409, 64)}
+    mmzoo.save(mmzoo.create_model("clip-vit-b32", config=clip("clip-vit-b32")), tmp_path / "own")
+    published = mmzoo.convert(tmp_path / "own", tmp_path / "openai.pt", layout="clip/openai")
+    torch.save(torch.load(published, weights_only=True) | state, published)
+    with pytest.raises(
+        ZooError, match=r"token_embedding\.weight \(49409, 64\) does not make .*\(49408, 64\)"
+    ):
+        mmzoo.create_model("clip-vit-b32", config=clip("clip-vit-b32"), pretrained=published)
 
 
 def test_missing_side_config(saved, tmp_path, refused):
@@ -343,6 +351,7 @@ def test_a_target_that_cannot_be_written(code, saved, tmp_path, refused, monkeyp
     refused(
         tmp_path / "saved",
         "read-only file system" if code == errno.EROFS else "permission denied",
+        "new/deep/out).",
         target="new/deep/out",
     )
 
