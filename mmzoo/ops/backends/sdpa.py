@@ -64,7 +64,9 @@ class SDPA:
         )
         keeps = [None] * len(runs) if keep is None else torch.split(keep[0], k_sizes)
         outs = []
-        for (n, _, lk), q_part, k_part, v_part, part_keep in zip(runs, q_parts, k_parts, v_parts, keeps):
+        for (n, lq, lk), q_part, k_part, v_part, part_keep in zip(runs, q_parts, k_parts, v_parts, keeps):
+            if not lq:  # keys that nobody asks for
+                continue
             part = AttnMask(
                 mask.causal, mask.offset, keep=None if part_keep is None else part_keep.view(n, lk)
             )
@@ -79,7 +81,8 @@ class SDPA:
             outs.append(out.transpose(1, 2).flatten(0, 1))
         if not outs:
             # empty sums keep the result in the graph, so that parameters get gradients of zero, not none (DDP waits)
-            return q.new_zeros(1, q.shape[1], 0, v.shape[3]) + (q.sum() + k.sum() + v.sum())
+            nothing = q[:, :, :0].sum() + k[:, :, :0].sum() + v[:, :, :0].sum()
+            return q.new_zeros(1, q.shape[1], 0, v.shape[3]) + nothing
         return torch.cat(outs).transpose(0, 1)[None]
 
 
