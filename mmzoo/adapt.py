@@ -7,7 +7,6 @@ Parts are called by their names in the model: `vision`, `text.blocks.3`, `text.b
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmzoo.errors import UsageError, ZooError, nearest
-from mmzoo.models.capabilities import EmbedsPairs, GivesFeatures
+from mmzoo.models.capabilities import EmbedsPairs, GivesFeatures, HasHead
 
 if TYPE_CHECKING:
     from mmzoo.processing.processor import Texts
@@ -108,10 +107,10 @@ def _part(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
 
 
 def replace_head(model: nn.Module, classes: int) -> nn.Module:
-    """Give a classifier a new head of another size, in place: zeros, as Google starts a ViT's fine-tuning.
+    """Give a model a new head of another size, in place, as its fine-tuning starts (Google's ViT: zeros).
 
     Args:
-        model: A model that `Classifies`, or would with a head.
+        model: A model that can (`reset_head`), such as a ViT.
         classes: Size of the new head; 0 takes the head away, and the model gives pooled features.
 
     Returns:
@@ -121,25 +120,13 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
         ZooError: The model has no head of classes.
         UsageError: The number is negative.
     """
-    config: Any = getattr(model, "config", None)
-    if not isinstance(model, GivesFeatures) or not hasattr(config, "classes"):
+    if not isinstance(model, HasHead):
         raise ZooError(
             f"a {type(model).__name__} has no head of classes; replace_head is for models that classify."
         )
     if classes < 0:
         raise UsageError(f"a head has 0 or more classes, asked for {classes}.")
-    holder: Any = model  # a module's attributes have no types that a checker knows
-    like = next(model.parameters())
-    width = getattr(config, "representation", None) or holder.vision.width
-    holder.config = dataclasses.replace(config, classes=classes)
-    if hasattr(model, "head"):
-        del holder.head, holder.classes
-    if classes:
-        holder.classes = classes
-        head = nn.Linear(width, classes, device=like.device, dtype=like.dtype)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        holder.head = head.train(model.training)
+    model.reset_head(classes)
     return model
 
 

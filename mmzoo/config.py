@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from mmzoo.errors import ZooError, nearest
 
-__all__ = ["from_dict", "to_dict"]
+__all__ = ["UNKEPT", "from_dict", "paths_of", "to_dict"]
+
+UNKEPT: Mapping[str, Any] = {"unkept": True}
+"""Metadata of a field that says how a model is trained or started, which published files do not keep."""
 
 T = TypeVar("T")
 
@@ -46,6 +50,18 @@ def to_dict(config: Any) -> dict[str, Any]:
         else:
             out[field.name] = list(value) if isinstance(value, tuple) else value
     return out
+
+
+def paths_of(config: Any, mark: str, path: str = "") -> set[str]:
+    """Dotted places in a configuration, nested ones included, of the fields whose metadata holds `mark`."""
+    found: set[str] = set()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if mark in field.metadata:
+            found.add(path + field.name)
+        elif dataclasses.is_dataclass(value):
+            found |= paths_of(value, mark, f"{path}{field.name}.")
+    return found
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:

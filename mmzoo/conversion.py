@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmzoo.config import from_dict, to_dict
+from mmzoo.config import from_dict, paths_of, to_dict
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.interchange import meta_model, open_weights, shapes_of
 from mmzoo.models.capabilities import capabilities_of
@@ -141,7 +141,7 @@ def convert_with_report(
         folder, weights, side = target.parent, target.name, {}
     elif layout == "mmzoo":
         side["processor.json"] = _processor_file(incoming.config)
-    if weights.endswith(".npz") and layout != "vit/google":
+    if weights.endswith(".npz") and (layout == "mmzoo" or not get_layout(layout).weights.endswith(".npz")):
         raise UsageError(f"{layout} is not an npz layout: end {target.name} in .safetensors or .pt.")
     if (folder / weights).exists() and source.exists() and _holds(source, folder / weights):
         raise UsageError(f"{folder / weights} is the source itself: convert to another place.")
@@ -250,20 +250,7 @@ class _Ledger:
             yield name, tensor
 
 
-# what a config says of training and of the start, which no layout keeps
-_UNKEPT = (
-    "init",
-    "resample",
-    "dropout",
-    "attn_dropout",
-    "drop_path",
-    "patch_drop",
-    "logit_scale",
-    "logit_bias",
-    "max_patches",
-    "sample_in_eval",
-)
-# what it says of the inputs, which some layouts keep elsewhere
+# what a config says of the inputs, which some layouts keep elsewhere
 _INPUTS = ("image.", "text_input.")
 
 
@@ -279,7 +266,7 @@ def _unsaid(to: Layout, outlet: Outlet, incoming: _Incoming) -> list[str]:
     if told.pop("kind", kind.__name__) != kind.__name__:
         raise ZooError(f"the layout {to.name} would be read as another model than a {kind.__name__} builds.")
     read = to_dict(from_dict(kind, told, to.name))
-    lost = _differences(ours, read)
+    lost = _differences(ours, read, paths_of(incoming.config, "unkept"))
     if wrong := [line for path, line in lost.items() if not path.startswith(_INPUTS)]:
         raise ZooError(
             f"the layout {to.name} cannot say what this model is: {'; '.join(wrong)}. Its readers would compute "
@@ -288,13 +275,13 @@ def _unsaid(to: Layout, outlet: Outlet, incoming: _Incoming) -> list[str]:
     return list(lost)
 
 
-def _differences(ours: Plain, theirs: Plain, path: str = "") -> dict[str, str]:
+def _differences(ours: Plain, theirs: Plain, unkept: set[str], path: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in ours.items():
         other = theirs.get(key)
         if isinstance(value, dict) and isinstance(other, dict):
-            found |= _differences(value, other, f"{path}{key}.")
-        elif value != other and key not in _UNKEPT:
+            found |= _differences(value, other, unkept, f"{path}{key}.")
+        elif value != other and path + key not in unkept:
             found[path + key] = f"{path}{key} is {value!r} here and would be {other!r} there"
     return found
 

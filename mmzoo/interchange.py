@@ -62,8 +62,12 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
-def _is_own(names: set[str]) -> bool:
-    """Whether the names are mmzoo's: no published layout has these."""
+def _is_own(source: TensorSource) -> bool:
+    """Whether a file is mmzoo's: it says so, or has names that no published layout has."""
+    metadata = getattr(source, "metadata", {})
+    if metadata.get("family") in FAMILIES and "sha256" in metadata:
+        return True
+    names = source.shapes()
     return any(n.startswith(("vision.blocks.", "vision.trunk.", "text.blocks.")) for n in names)
 
 
@@ -97,7 +101,7 @@ def open_weights(
     source = open_checkpoint(path)
     _refuse_partial(path, getattr(source, "left_out", ()), tower)
     if layout in (None, "mmzoo"):
-        if _is_own(set(source.shapes())):
+        if _is_own(source):
             return OpenedWeights(source, None, _own_config(path))
         if layout == "mmzoo":
             raise ZooError(f"{path} does not have mmzoo's own names; leave layout out to have it recognised.")
@@ -173,14 +177,19 @@ def _as_the_file_says(config: Any, told: Plain, *, image: bool) -> Plain:
     return out
 
 
-def _head_hint(found: int, wanted: int) -> str:
+def _head_hint(told: Plain, family: Family, config: Any) -> str:
     """A sentence for whoever wants another head than the file's."""
-    if found == wanted:
-        return ""
-    return (
-        f" The file's head seems to have {found} classes, not {wanted}: create the model with the file's own head "
-        f"(leave config out, or set its classes to {found}), then call mmzoo.adapt.replace_head(model, {wanted})."
-    )
+    for name in _free(config):
+        found, wanted = told.get(name), getattr(config, name)
+        if type(found) is type(wanted) is int and found != wanted:
+            hint = (
+                f" The file's head seems to have {found} {name}, not {wanted}: create the model with the file's own "
+                f"head (leave config out, or set its {name} to {found}), then call "
+            )
+            if hasattr(model_class(family, config), "reset_head"):
+                return f"{hint}mmzoo.adapt.replace_head(model, {wanted})."
+            return f"{hint}mmzoo.start.grown(model, config) for one of {wanted}."
+    return ""
 
 
 def _foreign_state(
@@ -203,7 +212,7 @@ def _foreign_state(
         else plain
     )
     wanted = shapes_of(meta_model(family, from_dict(type(config), of_file)))
-    hint = _head_hint(told["classes"], plain["classes"]) if "classes" in told else ""
+    hint = _head_hint(told, family, config)
     state = dict(checkpoint.tensors(of_file, wanted, hint))
     if wrong := _contradictions(told, plain):
         raise ZooError(f"{checkpoint.where} is not {name}: {'; '.join(wrong)}.")
@@ -252,7 +261,7 @@ def filled_model(
             raise ZooError(f"{path} is not {name}: {'; '.join(wrong)}.")
         shapes = opened.source.shapes()
         decided = _decided(config, shapes)
-        hint = _head_hint(decided["classes"], config.classes) if "classes" in decided else ""
+        hint = _head_hint(decided, FAMILIES[family], config)
         if not given:
             config = dataclasses.replace(config, **decided)
         state = {n: opened.source.tensor(n) for n in shapes}

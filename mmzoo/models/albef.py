@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError
 from mmzoo.layers.attention import CrossAttention
 from mmzoo.layers.block import TransformerBlock
@@ -62,7 +63,7 @@ class ALBEFConfig(ReaderConfig):
 
     embed: int = 256
     words: bool = field(default=True, metadata={"free": "mlm.bias"})
-    logit_scale: float = math.log(1 / 0.07)
+    logit_scale: float = field(default=math.log(1 / 0.07), metadata=UNKEPT)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ __all__ = [
     "EmbedsPairs",
     "Explains",
     "GivesFeatures",
+    "HasHead",
     "RanksAnswers",
     "ScoresPairs",
     "SharesImages",
@@ -43,6 +44,15 @@ class Classifies(GivesFeatures, Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to logits (B, C)."""
+        ...
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """Has a head of classes that can be replaced. Not for tools, but for fine-tuning: `mmzoo.adapt.replace_head`."""
+
+    def reset_head(self, classes: int) -> None:
+        """Put a new head of so many classes on the model, whose config then says so; 0 takes the head away."""
         ...
 
 

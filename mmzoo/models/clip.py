@@ -11,11 +11,12 @@ stored as the log of its inverse, starts at ln(1 / 0.07), and is clamped to [0, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError
 from mmzoo.layers.heads import UnitProjection
 from mmzoo.layers.mlp import Activation
@@ -46,8 +47,8 @@ class CLIPConfig:
     embed: int
     image: ImageSpec
     text_input: TextSpec
-    logit_scale: float = math.log(1 / 0.07)
-    logit_bias: float | None = None
+    logit_scale: float = field(default=math.log(1 / 0.07), metadata=UNKEPT)
+    logit_bias: float | None = field(default=None, metadata=UNKEPT)
 
 
 _CLIP_TEXT = TextSpec("clip", context=77, vocab=49408)

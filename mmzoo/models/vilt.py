@@ -25,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError
 from mmzoo.growth import Grows, Growth
 from mmzoo.layers.heads import Classifier, MaskedWords, Pooler
@@ -70,8 +71,8 @@ class StackConfig:
     text: TextConfig
     image: ImageSpec
     text_input: TextSpec
-    max_patches: int | None = None
-    sample_in_eval: bool = False
+    max_patches: int | None = field(default=None, metadata=UNKEPT)
+    sample_in_eval: bool = field(default=False, metadata=UNKEPT)
 
     def __post_init__(self) -> None:
         if self.text.width != self.vision.width or self.text.depth:

@@ -13,7 +13,7 @@ are squashed, which for square ones is the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,9 @@ VARIANTS: dict[str, ViTConfig] = {
 class ViT(nn.Module):
     """An image classifier. Capability: `Classifies`; without a head only `GivesFeatures`."""
 
+    head: nn.Linear
+    classes: int
+
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
@@ -93,12 +96,22 @@ class ViT(nn.Module):
         if config.representation is not None:
             self.representation = nn.Linear(width, config.representation)
             width = config.representation
-        if config.classes:
-            self.classes = config.classes
-            self.head = nn.Linear(width, config.classes)
-            if self.head.weight.device.type != "meta":
-                nn.init.zeros_(self.head.weight)  # Google starts the head at zero
-                nn.init.zeros_(self.head.bias)
+        self._head_width = width
+        self.reset_head(config.classes)
+
+    def reset_head(self, classes: int) -> None:
+        """Put a new head of so many classes on the model, at zero as Google starts it; 0 takes the head away."""
+        like = next(self.vision.parameters())
+        self.config = replace(self.config, classes=classes)
+        if hasattr(self, "head"):
+            del self.head, self.classes
+        if classes:
+            self.classes = classes
+            head = nn.Linear(self._head_width, classes, device=like.device, dtype=like.dtype)
+            if like.device.type != "meta":
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+            self.head = head.train(self.training)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode `images` (B, 3, H, W).

@@ -6,13 +6,14 @@ Legend: B texts, L tokens, D width. `keep` (B, L) is True at real tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError
 from mmzoo.layers.attention import Rotary
 from mmzoo.layers.block import BlockConfig, BlockStack, NormKind, TransformerBlock
@@ -73,7 +74,7 @@ class TextConfig:
     norm: Literal["pre", "post"]
     norm_eps: float
     act: Activation
-    init: Literal["bert", "clip"]
+    init: Literal["bert", "clip"] = field(metadata=UNKEPT)
     norm_kind: NormKind = "layer"
     positions: Positions = "learned"
     rope_base: float = 10000.0
@@ -87,8 +88,8 @@ class TextConfig:
     kv_heads: int | None = None
     head_dim: int | None = None
     bias: bool = True
-    dropout: float = 0.0
-    attn_dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=UNKEPT)
+    attn_dropout: float = field(default=0.0, metadata=UNKEPT)
     pool: Literal["first", "last_kept", "last_slot", "mean"] = "first"
 
     def __post_init__(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError, nearest
 from mmzoo.towers.vision import VisionOut
 
@@ -26,7 +27,7 @@ class TimmConfig:
 
     timm: str
     image_size: int
-    drop_path: float = 0.0
+    drop_path: float = field(default=0.0, metadata=UNKEPT)
 
 
 class TimmTower(nn.Module):

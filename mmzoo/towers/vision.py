@@ -6,13 +6,14 @@ Legend: B images, N tokens (prefix tokens first, then patches row by row), D wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError
 from mmzoo.layers.attention import Rotary
 from mmzoo.layers.block import BlockConfig, BlockStack, NormKind
@@ -71,8 +72,8 @@ class VisionConfig:
     hidden: int
     norm_eps: float
     act: Activation
-    init: Literal["google", "timm", "clip"]
-    resample: Recipe = "timm"
+    init: Literal["google", "timm", "clip"] = field(metadata=UNKEPT)
+    resample: Recipe = field(default="timm", metadata=UNKEPT)
     norm_kind: NormKind = "layer"
     cls_token: bool = True
     registers: int = 0
@@ -86,10 +87,10 @@ class VisionConfig:
     head_dim: int | None = None
     kv_heads: int | None = None
     bias: bool = True
-    dropout: float = 0.0
-    attn_dropout: float = 0.0
-    drop_path: float = 0.0
-    patch_drop: float = 0.0
+    dropout: float = field(default=0.0, metadata=UNKEPT)
+    attn_dropout: float = field(default=0.0, metadata=UNKEPT)
+    drop_path: float = field(default=0.0, metadata=UNKEPT)
+    patch_drop: float = field(default=0.0, metadata=UNKEPT)
     layer_scale: float | None = None
 
     def __post_init__(self) -> None:

@@ -77,12 +77,16 @@ class SafetensorsSource:
     Args:
         files: The shards.
 
+    Attributes:
+        metadata: What their headers say beside the tensors.
+
     Raises:
         ZooError: A shard is missing, truncated or of another kind, or two shards hold the same name.
     """
 
     def __init__(self, files: list[Path]):
         self._where: dict[str, Any] = {}
+        self.metadata: dict[str, str] = {}
         for file in files:
             try:
                 opened = safe_open(str(file), framework="pt")
@@ -92,6 +96,7 @@ class SafetensorsSource:
                 raise ZooError(
                     f"{file} cannot be read as safetensors ({error}): it may be truncated or of another kind."
                 ) from None
+            self.metadata |= opened.metadata() or {}  # type: ignore[no-untyped-call]
             for name in opened.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - not a mapping
                 if name in self._where:
                     raise ZooError(

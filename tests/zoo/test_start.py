@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import mmzoo
+from mmzoo.adapt import replace_head
+from mmzoo.config import paths_of
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.growth import Growth, plan
-from mmzoo.interchange import fill_tower
+from mmzoo.interchange import fill_tower, open_weights
 from mmzoo.models.albef import ALBEF, VARIANTS, ALBEFNLVR2Config, ALBEFVEConfig, ALBEFVQAConfig
 from mmzoo.models.vilt import VARIANTS as VILT
 from mmzoo.models.vilt import ViLTNLVR2, ViLTNLVR2Config, ViLTVQAConfig
@@ -18,6 +20,7 @@ from mmzoo.spec import TINY_VOCAB, TextSpec
 from mmzoo.start import grown, start_parts
 from mmzoo.towers import VisionConfig
 from mmzoo.towers.text import bert_text
+from mmzoo.weights.io import write_tensors
 
 VISION = VisionConfig(
     image_size=16, patch=8, width=16, depth=2, heads=2, hidden=32, norm_eps=1e-6, act="gelu", init="timm",
@@ -264,3 +267,49 @@ def test_albef_starts_from_a_bert_and_a_vit(tmp_path):
     more = ALBEF(albef(text=dataclasses.replace(TEXT, cross_layers=(1, 2, 3))))
     with pytest.raises(ZooError, match=r"missing \(blocks\.1\.cross"):
         fill_tower(more, "text", tmp_path / "albef")
+
+
+# -- what configs and files say of themselves --------------------------------------------------------------------------
+
+
+def test_another_head_than_the_files_is_told_for_every_kind_of_head(tmp_path):
+    tiny = VILT["vilt-tiny"]
+    model = grown(mmzoo.create_model("vilt-tiny"), ViLTVQAConfig(*inputs(tiny), answers=7))
+    mmzoo.save(model, tmp_path)
+    with pytest.raises(
+        ZooError, match=r"seems to have 7 answers, not 9: .* mmzoo\.start\.grown\(model, config\)"
+    ):
+        mmzoo.create_model(
+            "vilt-b32-vqa", config=dataclasses.replace(model.config, answers=9), pretrained=tmp_path
+        )
+    started = mmzoo.create_model("vilt-b32-vqa", config=dataclasses.replace(model.config, answers=9))
+    filled = start_parts(started, {"model": tmp_path})
+    assert "answer_head.fc2.weight" not in filled
+    assert "vision.cls" in filled
+
+
+def test_a_file_of_ours_says_so_whatever_its_names_are(tmp_path):
+    state = {"fusion.dense.weight": torch.zeros(2, 2)}
+    write_tensors(tmp_path / "own.safetensors", state, {"family": "vilt", "sha256": "0" * 64})
+    opened = open_weights(tmp_path / "own.safetensors", None, None)
+    assert opened.checkpoint is None
+    assert opened.source.shapes() == {"fusion.dense.weight": (2, 2)}
+    write_tensors(tmp_path / "other.safetensors", state, {"family": "serif"})
+    with pytest.raises(ZooError, match="no layout that mmzoo knows"):
+        open_weights(tmp_path / "other.safetensors", None, None)
+
+
+def test_configs_say_what_published_files_do_not_keep():
+    assert paths_of(mmzoo.get_config("clip-tiny"), "unkept") >= {
+        "vision.dropout", "vision.init", "text.attn_dropout", "logit_scale"
+    }  # fmt: skip
+    assert paths_of(VILT["vilt-b32"], "unkept") >= {"max_patches", "sample_in_eval", "vision.patch_drop"}
+    assert not {"vision.width", "text.vocab", "words"} & paths_of(albef(), "unkept")
+
+
+def test_any_model_may_offer_another_head():
+    class Judge(torch.nn.Module):
+        def reset_head(self, classes):
+            self.classes = classes
+
+    assert replace_head(Judge(), 4).classes == 4
