@@ -176,6 +176,7 @@ class LitALBEF(LitBase):
             m.match_head(read[: 3 * count, 0]),
             torch.cat([true, ~true, ~true]),
             valid=torch.cat([true, negatives.image_found, negatives.text_found]),
+            over_ranks=True,
         )
         words = None if masked is None else self._name(read[3 * count :], masked, taught, alpha)
         return Losses(contrast, match, words), taught
@@ -226,7 +227,13 @@ class LitALBEF(LitBase):
             soft = SoftWords(taught.hidden, teacher.weight, teacher.bias)  # type: ignore[union-attr, arg-type]
         labels = masked.labels[where]
         return word_loss(
-            head(read[where]), head.weight, head.bias, labels, soft=soft, alpha=alpha if soft else 0.0
+            head(read[where]),
+            head.weight,
+            head.bias,
+            labels,
+            soft=soft,
+            alpha=alpha if soft else 0.0,
+            over_ranks=True,
         )
 
     @torch.no_grad()

@@ -199,7 +199,9 @@ class PairVerdicts:
             return PairReport(math.nan, math.nan, 0, 0, len(rows), math.nan)
         groups, labels, right = known.unbind(1)
         _, which = torch.unique(groups, return_inverse=True)
-        all_right = torch.ones(int(which.max()) + 1, dtype=torch.int64).scatter_reduce_(0, which, right, "amin")
+        all_right = torch.ones(int(which.max()) + 1, dtype=torch.int64).scatter_reduce_(
+            0, which, right, "amin"
+        )
         return PairReport(
             accuracy=float(right.double().mean()),
             consistency=float(all_right.double().mean()),

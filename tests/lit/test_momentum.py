@@ -109,8 +109,8 @@ def test_left_out_modules_do_not_exist():
     move(model, 0)
     teacher.update()
     assert not any("extra" in name for name in teacher.state_dict())
-    with pytest.raises(UsageError, match=r"no part .tabel.*table"):
-        MomentumCopy(model, leave_out=("tabel",))
+    with pytest.raises(UsageError, match=r"no part .tables.*table"):
+        MomentumCopy(model, leave_out=("tables",))
 
 
 @pytest.mark.parametrize("dropout", [False, True])
