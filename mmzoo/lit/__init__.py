@@ -1,17 +1,16 @@
 """Training: Lightning modules, callbacks and files around pure losses. Needs Lightning, which nothing below does."""
 
-from mmzoo.lit.albef import ALBEFAdamW, LitALBEF
+from mmzoo.lit.albef import LitALBEF
 from mmzoo.lit.albef_tasks import LitALBEFAssign, LitALBEFNLVR2, LitALBEFVE, LitALBEFVQA, Teaching
 from mmzoo.lit.base import LitBase, Recipe
 from mmzoo.lit.callbacks import ExportWeights, RunReport
 from mmzoo.lit.checkpoints import Checkpoints
 from mmzoo.lit.clip import CLIPAdamW, LitCLIP
-from mmzoo.lit.vilt import LitViLT, ViLTAdamW
+from mmzoo.lit.vilt import LitViLT
 from mmzoo.lit.vilt_tasks import LitViLTNLVR2, LitViLTRetrieval, LitViLTVQA
 from mmzoo.lit.vit import LitViT
 
 __all__ = [
-    "ALBEFAdamW",
     "CLIPAdamW",
     "Checkpoints",
     "ExportWeights",
@@ -30,5 +29,4 @@ __all__ = [
     "Recipe",
     "RunReport",
     "Teaching",
-    "ViLTAdamW",
 ]

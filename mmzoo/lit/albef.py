@@ -26,33 +26,9 @@ from mmzoo.losses.words import SoftWords, WordLoss, word_loss
 from mmzoo.models.albef import ALBEF, ALBEFConfig
 from mmzoo.ops.pairs import Positives
 
-__all__ = ["ALBEFAdamW", "LitALBEF", "Losses"]
+__all__ = ["LitALBEF", "Losses"]
 
 LOG_SCALES = math.log(1 / 0.5), math.log(1 / 0.001)  # the reference keeps its divisor within [0.001, 0.5]
-
-
-class ALBEFAdamW(AdamW):
-    """torch's AdamW with the settings of ALBEF's pre-training as defaults (salesforce/ALBEF, configs/Pretrain.yaml).
-
-    Args:
-        params: Parameters or groups of them.
-        lr: Learning rate.
-        betas: Decay of the two moments.
-        eps: Added to the root of the second.
-        weight_decay: Decoupled weight decay.
-        fused: torch's fused kernel; None leaves the choice to the training, which takes it.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.02,
-        fused: bool | None = None,
-    ):
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
 
 class Losses(NamedTuple):
@@ -92,7 +68,7 @@ class LitALBEF(LitBase):
         mask: Share of tokens to hide.
         whole_words: Hide a word's pieces together.
         rerank: Candidates of each held-out image and text that are matched as well; 0 for none.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of salesforce/ALBEF's configs; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -113,7 +89,7 @@ class LitALBEF(LitBase):
         whole_words: bool = False,
         rerank: int = 0,
         # a lambda over constants is what jsonargparse can read and write to config.yaml
-        optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params),
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-4, weight_decay=0.02),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         for name, share in (("alpha", alpha), ("mask", mask)):
@@ -157,7 +133,7 @@ class LitALBEF(LitBase):
         masked = self._hide(batch)
         tokens = m.image_tokens(batch.images)
         # the text half reads plain texts and those with hidden words in one pass
-        states = m.text_states(_both(batch.ids, masked), keep.repeat(2, 1) if masked else keep)
+        states = m.text_states(_both(batch.ids, masked), keep.repeat(2, 1) if masked else keep, packed=True)
         image, text = m.embed_image(tokens), m.embed_text(states[:count])
         taught = self._teach(batch, masked)
         ids: dict[str, Any] = {"image_ids": batch.image_ids, "text_ids": batch.text_ids}
@@ -170,7 +146,7 @@ class LitALBEF(LitBase):
         own = torch.arange(count, device=keep.device)
         rows = torch.cat([own, own, negatives.text, *([own + count] if masked else [])])
         images = torch.cat([own, negatives.image, own, *([own] if masked else [])])
-        read = m.fuse(states[rows], keep[rows % count], m.project(tokens), images)
+        read = m.fuse(states[rows], keep[rows % count], m.project(tokens), images, packed=True)
         true = torch.ones_like(negatives.image_found)
         match = match_loss(
             m.match_head(read[: 3 * count, 0]),

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.optim import AdamW
 
 from mmzoo.data.batch import CaptionBatch, PairBatch, QuestionBatch
 from mmzoo.errors import UsageError
-from mmzoo.lit.albef import ALBEFAdamW
 from mmzoo.lit.base import LitBase, Recipe, build_model
 from mmzoo.lit.fusion import steps_of
 from mmzoo.lit.heldout import HeldOutClasses, Split
@@ -156,7 +156,7 @@ class LitALBEFVQA(_Taught):
             half is the start of the decoder too.
         teaching: The momentum teacher's part.
         k: Answers of the list that are spelt to their end for each held-out question.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of salesforce/ALBEF's configs; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -169,7 +169,7 @@ class LitALBEFVQA(_Taught):
         start: dict[str, str] | None = None,
         teaching: Teaching = Teaching(),
         k: int = 128,
-        optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params, lr=2e-5),
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.02),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         if k < 1:
@@ -246,7 +246,7 @@ class LitALBEFNLVR2(_Taught):
         start: Weights of parts, see `mmzoo.start.start_parts`: `{model: PATH}` of a pre-trained ALBEF, or of what
             `LitALBEFAssign` made of it.
         teaching: The momentum teacher's part.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of salesforce/ALBEF's configs; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -258,7 +258,7 @@ class LitALBEFNLVR2(_Taught):
         pretrained: str | None = None,
         start: dict[str, str] | None = None,
         teaching: Teaching = Teaching(),
-        optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params, lr=2e-5),
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.02),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         built = _built(ALBEFNLVR2, model, pretrained)
@@ -300,7 +300,7 @@ class LitALBEFAssign(_Taught):
         model: An ALBEFNLVR2's name or config, whose task is changed; or an ALBEF's, out of which one grows.
         pretrained: Weights of the model that is named.
         start: `{model: PATH}` of a pre-trained ALBEF.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of salesforce/ALBEF's configs; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -311,7 +311,7 @@ class LitALBEFAssign(_Taught):
         model: str | ALBEFNLVR2Config = "albef-b16-nlvr2",
         pretrained: str | None = None,
         start: dict[str, str] | None = None,
-        optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params, lr=2e-5),
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.02),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         built = _built(ALBEFNLVR2, model, pretrained, task="assign")
@@ -352,7 +352,7 @@ class LitALBEFVE(_Taught):
         pretrained: Weights of the model that is named.
         start: `{model: PATH}` of a pre-trained ALBEF, see `mmzoo.start.start_parts`.
         teaching: The momentum teacher's part, whole from the first step on as in the reference.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of salesforce/ALBEF's configs; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -364,7 +364,7 @@ class LitALBEFVE(_Taught):
         pretrained: str | None = None,
         start: dict[str, str] | None = None,
         teaching: Teaching = Teaching(alpha_epochs=0.0),
-        optimizer: OptimizerCallable = lambda params: ALBEFAdamW(params, lr=2e-5),
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=2e-5, weight_decay=0.02),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         built = _built(ALBEFVE, model, pretrained)

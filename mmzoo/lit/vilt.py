@@ -23,31 +23,7 @@ from mmzoo.losses.words import word_loss
 from mmzoo.models.vilt import Joint, ViLT, ViLTConfig
 from mmzoo.ops.pairs import Positives
 
-__all__ = ["LitViLT", "ViLTAdamW"]
-
-
-class ViLTAdamW(AdamW):
-    """torch's AdamW with ViLT's settings as defaults (dandelin/ViLT, `config.py` and `vilt_utils.py`).
-
-    Args:
-        params: Parameters or groups of them.
-        lr: Learning rate.
-        betas: Decay of the two moments.
-        eps: Added to the root of the second.
-        weight_decay: Decoupled weight decay.
-        fused: torch's fused kernel; None leaves the choice to the training, which takes it.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        fused: bool | None = None,
-    ):
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+__all__ = ["LitViLT"]
 
 
 class _Read(NamedTuple):
@@ -76,7 +52,7 @@ class LitViLT(LitBase):
         alignment: Weight of word-patch alignment; 0 leaves it out.
         mask: Share of words to hide.
         whole_words: Hide a word's pieces together, as for the published weights.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of dandelin/ViLT's `config.py`; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -93,7 +69,9 @@ class LitViLT(LitBase):
         mask: float = 0.15,
         whole_words: bool = True,
         # a lambda over constants is what jsonargparse can read and write to config.yaml
-        optimizer: OptimizerCallable = lambda params: ViLTAdamW(params),
+        optimizer: OptimizerCallable = lambda params: AdamW(
+            params, lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01
+        ),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         if min(itm, mlm, alignment) < 0 or itm + mlm + alignment == 0:

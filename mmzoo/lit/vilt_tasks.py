@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import AdamW
 
 from mmzoo.data.batch import CaptionBatch, PairBatch, QuestionBatch
 from mmzoo.errors import UsageError
 from mmzoo.lit.base import LitBase, Recipe, build_model
 from mmzoo.lit.heldout import Split
 from mmzoo.lit.heldout_tasks import HeldOutAnswers, HeldOutHeads, HeldOutVerdicts
-from mmzoo.lit.vilt import ViLTAdamW
 from mmzoo.losses.answers import answer_loss
 from mmzoo.losses.matching import choice_loss
 from mmzoo.models.vilt import (
@@ -55,7 +55,7 @@ class LitViLTRetrieval(LitBase):
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
         start: Weights of single towers or of a pre-trained ViLT, see `mmzoo.start.start_parts`.
         others: How many other texts.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of dandelin/ViLT's `config.py`; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -67,7 +67,9 @@ class LitViLTRetrieval(LitBase):
         pretrained: str | None = None,
         start: dict[str, str] | None = None,
         others: int = 15,
-        optimizer: OptimizerCallable = lambda params: ViLTAdamW(params),
+        optimizer: OptimizerCallable = lambda params: AdamW(
+            params, lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01
+        ),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         if others < 1:
@@ -142,7 +144,7 @@ class LitViLTVQA(LitBase):
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
         start: Weights of single towers or of a pre-trained ViLT, see `mmzoo.start.start_parts`.
         answers: Length of the list; None keeps that of the model.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of dandelin/ViLT's `config.py`; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -154,7 +156,9 @@ class LitViLTVQA(LitBase):
         pretrained: str | None = None,
         start: dict[str, str] | None = None,
         answers: int | None = None,
-        optimizer: OptimizerCallable = lambda params: ViLTAdamW(params),
+        optimizer: OptimizerCallable = lambda params: AdamW(
+            params, lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01
+        ),
         # the reference trains heads ten times as fast
         recipe: Recipe = Recipe(lr_factors={"answer_head": 10.0}),  # noqa: B008 - frozen
     ):
@@ -210,7 +214,7 @@ class LitViLTNLVR2(LitBase):
         model: A ViLT's name, or its config in full; a pre-trained one gets a head, and a modality for second images.
         pretrained: Weights to start from: a folder that `mmzoo.save` wrote, or its file.
         start: Weights of single towers or of a pre-trained ViLT, see `mmzoo.start.start_parts`.
-        optimizer: Its class and settings; fused unless said otherwise.
+        optimizer: Its class and settings, left out: those of dandelin/ViLT's `config.py`; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
 
@@ -221,7 +225,9 @@ class LitViLTNLVR2(LitBase):
         model: str | ViLTNLVR2Config = "vilt-b32-nlvr2",
         pretrained: str | None = None,
         start: dict[str, str] | None = None,
-        optimizer: OptimizerCallable = lambda params: ViLTAdamW(params),
+        optimizer: OptimizerCallable = lambda params: AdamW(
+            params, lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01
+        ),
         recipe: Recipe = Recipe(lr_factors={"compare_head": 10.0}),  # noqa: B008 - frozen
     ):
         built = _for_task(ViLTNLVR2Config, model, pretrained)

@@ -183,14 +183,25 @@ class ALBEF(ExplainsByCross, Reader):
         return image @ text.T
 
     def match(
-        self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor, image_index: Tensor | None = None
+        self,
+        images: Tensor | ImageKV,
+        ids: Tensor,
+        keep: Tensor,
+        image_index: Tensor | None = None,
+        *,
+        packed: bool = True,
     ) -> Tensor:
         """Say whether texts and images match; arguments as of `forward`.
+
+        Args:
+            packed: Compute no padding. A layer that is being watched has one row per text, so not packed.
 
         Returns:
             Logits (T, 2), column 1 = match.
         """
-        return self.match_head(self(images, ids, keep, image_index)[:, 0])
+        kv = images if isinstance(images, ImageKV) else self.project_images(images)
+        states = self.text_states(ids, keep, packed=packed)
+        return self.match_states(states, keep, kv, image_index, packed=packed)
 
     def match_states(
         self,

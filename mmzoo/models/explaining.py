@@ -60,7 +60,7 @@ class ExplainsByCross:
         index, layer = _check(self, images, ids, layer)
         with torch.inference_mode(False), torch.no_grad():
             kv = self.project_images(images)[index]
-        found = grad_cam(self.text.blocks[layer].cross, lambda: self.match(kv, ids, keep))
+        found = grad_cam(self.text.blocks[layer].cross, lambda: self.match(kv, ids, keep, packed=False))
         vision = self.config.vision
         return _maps(found[..., vision.prefix :], keep, vision.grid)
 

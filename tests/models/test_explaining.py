@@ -61,7 +61,7 @@ def test_albef_maps_by_hand():
     )
     with torch.no_grad():
         kv = model.project_images(images)
-        model.match(kv, IDS, KEEP)
+        model.match(kv, IDS, KEEP, packed=False)
         hook.remove()
         q = cross.q(inputs["x"]).unflatten(2, (cross.heads, -1)).transpose(1, 2)
         weights = attend_weights(q, inputs["kv"].k)
@@ -72,7 +72,7 @@ def test_albef_maps_by_hand():
             """The logit of "match" where the layer attends with other weights."""
             mixed = cross.out((changed @ inputs["kv"].v).transpose(1, 2).flatten(2))
             swap = cross.register_forward_hook(lambda module, given, out: mixed)
-            logit = model.match(kv, IDS, KEEP)[:, 1].sum()
+            logit = model.match(kv, IDS, KEEP, packed=False)[:, 1].sum()
             swap.remove()
             return logit
 
@@ -104,7 +104,8 @@ def test_words_have_no_map_in_the_last_layer(name):
     with pytest.raises(UsageError, match=f"layer {last} has no map of words: this model has layers from"):
         model.explain(images, IDS, KEEP, last)
     block = model.text.blocks[last].cross if name == "albef-tiny" else model.vision.blocks[last].attn
-    found = explaining.grad_cam(block, lambda: model.match(images, IDS, KEEP))
+    plain = {"packed": False} if name == "albef-tiny" else {}
+    found = explaining.grad_cam(block, lambda: model.match(images, IDS, KEEP, **plain))
     assert found[:, 0].sum() > 0
     assert not found[:, 1:6].any()
 
