@@ -146,6 +146,7 @@ def draw_curve(rows: list[Row], chance: dict[str, float], path: Path, title: str
         Whether it was drawn: not without rows or without matplotlib, which a log line then says.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
@@ -161,14 +162,17 @@ def draw_curve(rows: list[Row], chance: dict[str, float], path: Path, title: str
         return False
     figure = Figure(figsize=(4.6 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)  # no window, no global state: training must not touch the user's pyplot
-    colours: dict[str, str] = {}
+    palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours: dict[str, Any] = {}
     for axes, (heading, shown) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for name in shown:
             points = [(row["step"], row[name]) for row in rows if name in row]
             label = name if heading == "loss" else name.split("/", 1)[1]
-            colour = colours.setdefault(label, f"C{len(colours) % 10}")  # a metric looks alike on every split
+            colour = colours.setdefault(
+                label, palette[len(colours) % 20]
+            )  # a metric looks alike on every split
             few = {"marker": "o", "markersize": 3} if len(points) < 30 else {}
             axes.plot(*zip(*points, strict=True), label=label, color=colour, **few)
             if name in chance:
@@ -176,7 +180,8 @@ def draw_curve(rows: list[Row], chance: dict[str, float], path: Path, title: str
         axes.set_title(heading if heading == "loss" else f"{heading} (dotted: chance)", fontsize=9)
         axes.set_xlabel("optimizer steps")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        # under the lines, not over them: a split of fusion models has a dozen
+        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
         if heading != "loss":
             axes.set_ylim(bottom=0)
     figure.suptitle(title)

@@ -193,8 +193,7 @@ class ALBEF(ExplainsByCross, Reader):
     ) -> Tensor:
         """Say whether texts and images match; arguments as of `forward`.
 
-        Args:
-            packed: Compute no padding. A layer that is being watched has one row per text, so not packed.
+        Padding is computed only if `packed` is turned off, which a layer that is being watched needs.
 
         Returns:
             Logits (T, 2), column 1 = match.
