@@ -49,7 +49,11 @@ def here(tmp_path, monkeypatch):
         },
     }  # fmt: skip
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
+    # sums over other numbers of threads round otherwise, and the killed runs have one
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 def rows(path):
