@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmzoo import dist
 from mmzoo.data.batch import PairBatch, QuestionBatch
 from mmzoo.lit.heldout import HeldOutClasses, Numbers
-from mmzoo.metrics.vqa import PairVerdicts, VQAAccuracy
+from mmzoo.metrics.vqa import PairVerdicts, VQAAccuracy, constant_accuracy
 
 __all__ = ["HeldOutAnswers", "HeldOutHeads", "HeldOutVerdicts"]
 
@@ -67,16 +65,7 @@ class HeldOutAnswers:
     def _always(self, kind: str | None) -> float:
         """Accuracy of always giving the most frequent answer, to all questions or to those of a type."""
         said = [answers for its, answers in self._said if answers and kind in (None, its)]
-        counts: Counter[str] = Counter()
-        for theirs in dist.gather_objects(Counter(answer for answers in said for answer in answers)):
-            counts.update(theirs)
-        constant = VQAAccuracy()
-        if counts:
-            # of equally frequent answers the first by alphabet, whatever the order of processes
-            best = min(counts, key=lambda answer: (-counts[answer], answer))
-            constant.update([best] * len(said), said, [""] * len(said))
-        report = constant.compute()
-        return report.accuracy if report.questions else 0.0
+        return constant_accuracy(said)
 
 
 class HeldOutVerdicts:
@@ -96,10 +85,7 @@ class HeldOutVerdicts:
         report = self._verdicts.compute()
         if not report.pairs:
             return {"accuracy": (0.0, 0.0), "consistency": (0.0, 0.0)}
-        # a constant verdict is right about all pairs of few sentences; half to the power of their number is not exact
-        # either, so guessing is said to get what a coin gets of sentences with as many pairs as the average
-        pairs = report.pairs / report.sentences
         return {
             "accuracy": (report.accuracy, report.majority),
-            "consistency": (report.consistency, report.majority**pairs),
+            "consistency": (report.consistency, report.guessed_consistency),
         }

@@ -6,15 +6,17 @@ there: candidates are (queries, k), scores a list as long as the pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmzoo.errors import ZooError
+from mmzoo.metrics.retrieval import Standing
 from mmzoo.metrics.topk import TopK
 
-__all__ = ["Candidates", "choose", "reranked"]
+__all__ = ["Candidates", "choose", "reranked", "reranked_standings"]
 
 
 class Candidates(NamedTuple):
@@ -92,23 +94,72 @@ def reranked(
     Raises:
         ZooError: There are not as many scores as pairs.
     """
+    found: dict[str, float] = {}
+    for way, (hit, higher, tied) in zip(
+        ("i2t", "t2i"), _ordered(candidates, scores, image_ids, text_ids), strict=True
+    ):
+        counts = _asked(way, image_ids, text_ids)
+        for k in ks:
+            right = hit & (higher + tied < k)
+            found[f"{way}_r{k}"] = float(right[counts].double().mean()) if bool(counts.any()) else 0.0
+    return found
+
+
+def reranked_standings(
+    candidates: Candidates,
+    scores: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    first: tuple[Standing, Standing],
+) -> tuple[Standing, Standing]:
+    """Where the best positive of each query stands after re-ranking: candidates by score, then the others as before.
+
+    So a query none of whose positives is a candidate keeps the rank of the first stage, and ranks are defined however
+    few candidates there are.
+
+    Args:
+        candidates: What `choose` gave.
+        scores: As for `reranked`.
+        image_ids: As for `reranked`.
+        text_ids: As for `reranked`.
+        first: `mmzoo.metrics.retrieval.standings` of the embeddings that the candidates were chosen by.
+
+    Returns:
+        Standings of the images and of the texts, for `mmzoo.metrics.retrieval.recalls`.
+
+    Raises:
+        ZooError: There are not as many scores as pairs.
+    """
+    images, texts = (
+        Standing(
+            torch.where(hit, higher, before.higher), torch.where(hit, tied, before.tied), before.positives
+        )
+        for before, (hit, higher, tied) in zip(
+            first, _ordered(candidates, scores, image_ids, text_ids), strict=True
+        )
+    )
+    return images, texts
+
+
+def _ordered(
+    candidates: Candidates, scores: Tensor, image_ids: Tensor, text_ids: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For images, then for texts: is a positive among the candidates, how many negatives score more, how many as much.
+
+    Raises:
+        ZooError: There are not as many scores as pairs.
+    """
     if scores.shape != candidates.image.shape:
         raise ZooError(f"{len(candidates.image)} pairs were chosen and {tuple(scores.shape)} scores given.")
     texts, images = candidates.texts, candidates.images
-    found: dict[str, float] = {}
     keys = candidates.image * len(text_ids) + candidates.text
     rows = torch.arange(len(texts), device=texts.device)[:, None].expand_as(texts)
     columns = torch.arange(len(images), device=images.device)[:, None].expand_as(images)
-    for way, image, text in (("i2t", rows, texts), ("t2i", images, columns)):
+    for image, text in ((rows, texts), (images, columns)):
         score = scores[torch.searchsorted(keys, image * len(text_ids) + text)]
         fits = ((image_ids[image] == text_ids[text][..., None]) & (image_ids[image] >= 0)).any(-1)
         best = score.masked_fill(~fits, float("-inf")).amax(1, keepdim=True)
-        ranks = ((score >= best) & ~fits).sum(1) + 1
-        counts = _asked(way, image_ids, text_ids)
-        for k in ks:
-            hit = fits.any(1) & (ranks <= k)
-            found[f"{way}_r{k}"] = float(hit[counts].double().mean()) if bool(counts.any()) else 0.0
-    return found
+        yield fits.any(1), ((score > best) & ~fits).sum(1), ((score == best) & ~fits).sum(1)
 
 
 def _asked(way: str, image_ids: Tensor, text_ids: Tensor) -> Tensor:

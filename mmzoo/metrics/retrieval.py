@@ -16,10 +16,23 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mmzoo import dist
 from mmzoo.errors import ZooError
 from mmzoo.ops.pairs import Positives, widen
 
-__all__ = ["Direction", "Recalls", "Retrieval", "Standing", "Ties", "chance", "recall", "standings"]
+__all__ = [
+    "Direction",
+    "Recalls",
+    "Retrieval",
+    "Standing",
+    "Ties",
+    "chance",
+    "chance_rank",
+    "recall",
+    "recalls",
+    "scored_standings",
+    "standings",
+]
 
 Ties = Literal["against", "for", "halfway"]
 """Where a negative goes that scores exactly as the best positive: before it, after it, or half a rank."""
@@ -109,7 +122,23 @@ def recall(
         ({1: 0.0, 4: 1.0}, {1: 0.25, 4: 1.0})
     """
     images, texts = standings(image, text, image_ids=image_ids, text_ids=text_ids, chunk=chunk)
-    return Recalls(_direction(images, len(text), ks, ties), _direction(texts, len(image), ks, ties))
+    return recalls(images, texts, ks=ks, ties=ties)
+
+
+def recalls(
+    images: Standing, texts: Standing, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "against"
+) -> Recalls:
+    """Summarise where the best positives stand.
+
+    Args:
+        images: Of every image among the texts.
+        texts: Of every text among the images.
+        ks: Cut-offs.
+        ties: As for `recall`.
+    """
+    return Recalls(
+        _direction(images, len(texts.positives), ks, ties), _direction(texts, len(images.positives), ks, ties)
+    )
 
 
 def chance(positives: Tensor, items: int, k: int) -> float:
@@ -135,6 +164,23 @@ def chance(positives: Tensor, items: int, k: int) -> float:
         for n, count in zip(numbers.tolist(), queries.tolist(), strict=True)
     )
     return hits / max(int(queries.sum()), 1)
+
+
+def chance_rank(positives: Tensor, items: int) -> float:
+    """Give the mean rank of the best positive in a random order of the items.
+
+    Args:
+        positives: (Q,) how many items are right for each query.
+        items: M, how many there are.
+
+    Returns:
+        The mean of (M + 1) / (n + 1) over the queries that have n > 0 positives; nan if none has any.
+
+    Example:
+        >>> chance_rank(torch.tensor([1, 4]), items=4)
+        1.75
+    """
+    return float(((items + 1) / (positives[positives > 0].double() + 1)).mean())
 
 
 def standings(
@@ -202,6 +248,47 @@ def standings(
     return Standing(image_higher, image_tied, of_images.counts), Standing(
         text_higher, text_tied, of_texts.counts
     )
+
+
+def scored_standings(
+    scores: Tensor, *, image_ids: Tensor, text_ids: Tensor, chunk: int = 512
+) -> tuple[Standing, Standing]:
+    """As `standings`, from scores of every pair, for models without embeddings.
+
+    Under several processes each gives the rows of images of its own, and gets the standings of all images, those of
+    rank 0 first, and of all texts. What travels is as long as the images and the texts, never as the pairs.
+
+    Args:
+        scores: (N, M) floating, finite; those of this process's images with all texts.
+        image_ids: (N, m) int64 of these images; -1 pads.
+        text_ids: (M,) int64, the same on every process.
+        chunk: Images whose scores are copied at once.
+
+    Raises:
+        ZooError: A score is not finite.
+    """
+    if not bool(scores.isfinite().all()):
+        raise ZooError("Scores of pairs are not finite; the model has diverged or overflowed.")
+    positives = Positives(image_ids, text_ids)
+    tiles = [(start, min(start + chunk, len(scores))) for start in range(0, len(scores), chunk)]
+    best = scores.new_full(scores.shape[1:], float("-inf"))
+    for start, stop in tiles:
+        row, column = positives.tile(start, stop)
+        best.scatter_reduce_(0, column, scores[start + row, column], "amax")
+    dist.max_over_ranks(best)
+    image_higher, image_tied = torch.zeros_like(positives.counts), torch.zeros_like(positives.counts)
+    text_higher, text_tied, text_positives = text_ids.new_zeros(3, len(text_ids))
+    for start, stop in tiles:
+        z = scores[start:stop].clone()
+        row, column = positives.tile(start, stop)
+        score = z[row, column]
+        z[row, column] = float("-inf")
+        image_higher[start:stop], image_tied[start:stop] = _count(z, row, score, torch.empty_like(z))
+        text_higher += (z > best).sum(0)
+        text_tied += (z == best).sum(0)
+        text_positives += column.bincount(minlength=len(text_ids))
+    images = Standing(*(dist.gather_no_grad(x) for x in (image_higher, image_tied, positives.counts)))
+    return images, Standing(*map(dist.sum_over_ranks, (text_higher, text_tied, text_positives)))
 
 
 class Retrieval:

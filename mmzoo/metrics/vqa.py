@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,14 @@ from mmzoo import dist
 from mmzoo.errors import ZooError
 from mmzoo.processing.answers import normalise_answer
 
-__all__ = ["PairReport", "PairVerdicts", "QuestionReport", "VQAAccuracy", "answer_accuracy"]
+__all__ = [
+    "PairReport",
+    "PairVerdicts",
+    "QuestionReport",
+    "VQAAccuracy",
+    "answer_accuracy",
+    "constant_accuracy",
+]
 
 AGREE = 3  # so many of the other annotators make an answer fully right
 
@@ -53,6 +61,29 @@ def answer_accuracy(predicted: str, said: Sequence[str]) -> float:
     # an annotator who agrees does not count for himself, one who does not leaves all who do
     left_out, kept = min((agree - 1) / AGREE, 1.0), min(agree / AGREE, 1.0)
     return (agree * left_out + (total - agree) * kept) / total if agree else 0.0
+
+
+def constant_accuracy(said: Sequence[Sequence[str]]) -> float:
+    """Accuracy of always giving the answer that annotators gave most often: what a model has to beat.
+
+    Under several processes each gives the questions of its own, and gets the accuracy over all of them.
+
+    Args:
+        said: What each question's annotators said; questions without any are left out.
+
+    Returns:
+        0 to 1; 0 where there is no answer at all.
+    """
+    counts: Counter[str] = Counter()
+    for theirs in dist.gather_objects(Counter(answer for answers in said for answer in answers)):
+        counts.update(theirs)
+    constant = VQAAccuracy()
+    if counts:
+        # of equally frequent answers the first by alphabet, whatever the order of processes
+        best = min(counts, key=lambda answer: (-counts[answer], answer))
+        constant.update([best] * len(said), said, [""] * len(said))
+    report = constant.compute()
+    return report.accuracy if report.questions else 0.0
 
 
 def _plain(answer: str) -> str:
@@ -147,6 +178,15 @@ class PairReport(NamedTuple):
     """Pairs left out because their label is not published."""
     majority: float
     """What always giving the more frequent verdict would reach; to beat."""
+
+    @property
+    def guessed_consistency(self) -> float:
+        """What guessing gets of sentences with as many pairs as the average; nan without any.
+
+        A constant verdict is right about all pairs of few sentences, and half to the power of their number is not exact
+        either.
+        """
+        return self.majority ** (self.pairs / self.sentences) if self.sentences else math.nan
 
 
 class PairVerdicts:
