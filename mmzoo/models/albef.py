@@ -279,7 +279,7 @@ class ALBEFVQA(Reader):
 
 
 class ALBEFNLVR2(Reader):
-    """Reads a sentence with two images. Capability: `SharesImages`.
+    """Reads a sentence with two images. Capabilities: `ComparesImages`, `SharesImages`.
 
     Fusion layers come in pairs whose keys and values are projected by one and the same map, so an image is projected
     once whichever of the two it is.
@@ -345,7 +345,12 @@ class ALBEFNLVR2(Reader):
 
         Returns:
             Logits (B, 2), column 1 = true.
+
+        Raises:
+            ZooError: This is the model of text assignment.
         """
+        if self.config.task != "compare":
+            raise ZooError("this ALBEF assigns texts to images: its head for pairs is made by fine-tuning.")
         return self.compare_head(self(self.pair(first, second), ids, keep)[:, 0])
 
     def assign(self, first: Tensor | ImageKV, second: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
@@ -373,7 +378,7 @@ class ALBEFNLVR2(Reader):
 
 
 class ALBEFVE(Reader):
-    """Says what an image says of a sentence. Capability: `SharesImages`."""
+    """Says what an image says of a sentence. Capabilities: `JudgesEntailment`, `SharesImages`."""
 
     config: ALBEFVEConfig
 

@@ -15,13 +15,16 @@ __all__ = [
     "AnswersFromList",
     "AnswersQuestions",
     "Classifies",
+    "ComparesImages",
     "EmbedsPairs",
     "Explains",
     "GivesFeatures",
     "HasHead",
+    "JudgesEntailment",
     "RanksAnswers",
     "ScoresPairs",
     "SharesImages",
+    "SharesTexts",
     "WritesCaptions",
     "capabilities_of",
 ]
@@ -95,6 +98,45 @@ class SharesImages(Protocol):
 
 
 @runtime_checkable
+class SharesTexts(Protocol):
+    """Reads a text alone before it is matched with images, so that this is done once for all of them (ALBEF)."""
+
+    def text_states(self, ids: Tensor, keep: Tensor, *, packed: bool = False) -> Tensor:
+        """Texts (T, L) to states (T, L, D); with `packed`, padding is not computed and zero."""
+        ...
+
+    def match_states(
+        self,
+        states: Tensor,
+        keep: Tensor,
+        kv: Any,
+        image_index: Tensor | None = None,
+        *,
+        packed: bool = False,
+    ) -> Tensor:
+        """ITM logits (T, 2) of states and what `project_images` made of images, as of `ScoresPairs.match`."""
+        ...
+
+
+@runtime_checkable
+class ComparesImages(Protocol):
+    """Says whether a sentence is true of two images (NLVR2)."""
+
+    def compare(self, first: Any, second: Any, ids: Tensor, keep: Tensor) -> Tensor:
+        """Logits (B, 2) of B sentences with B first and B second images; column 1 = true."""
+        ...
+
+
+@runtime_checkable
+class JudgesEntailment(Protocol):
+    """Says whether an image entails a sentence, contradicts it or leaves it open (SNLI-VE)."""
+
+    def entail(self, images: Any, ids: Tensor, keep: Tensor) -> Tensor:
+        """Logits (B, C) of B sentences with an image each, over the relations that the model was trained on."""
+        ...
+
+
+@runtime_checkable
 class Explains(Protocol):
     """Shows for each word where in the picture the model looks for it."""
 
@@ -161,6 +203,8 @@ CAPABILITIES: dict[str, Any] = {
     "explains matches": Explains,
     "writes captions": WritesCaptions,
     "answers questions": AnswersQuestions,
+    "compares images": ComparesImages,
+    "judges entailment": JudgesEntailment,
 }
 
 

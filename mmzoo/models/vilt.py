@@ -321,7 +321,7 @@ class ViLTVQA(Stack):
 
 
 class ViLTNLVR2(Stack):
-    """Reads a sentence with two images, one after the other."""
+    """Reads a sentence with two images, one after the other. Capability: `ComparesImages`."""
 
     config: ViLTNLVR2Config
 
