@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmzoo.data.sample import Source
+from mmzoo.data.sources.annotations import expect, recognise, split_of
 from mmzoo.data.sources.common import IMAGE_SUFFIXES, choose_split, subfolders
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.paths import find_data
@@ -25,6 +26,7 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
     | a folder with `captions.jsonl`, or such a file itself | pictures with captions |
     | a folder of class folders | pictures with classes |
     | a Karpathy JSON file, or a folder with exactly one | pictures with captions and splits |
+    | ALBEF's or LAVIS's list of captions (`coco_train.json`), or a folder of some | pictures with captions, splits |
     | `*.tar`, a glob, braces (`{000..009}.tar`), or a folder of them | indexed shards |
     | a folder with `emoji.json` | the emoji set |
     | a folder with `easyvqa.json`, or the name `easy-vqa` | the shapes of easy-VQA |
@@ -67,6 +69,11 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
         if split is None:
             raise UsageError(f"{path} holds the splits {', '.join(names)}; say which one.")
         return open_source(found / choose_split(split, names, path))
+    if kind == "lists":
+        lists = _list_files(found)
+        if split is None:
+            raise UsageError(f"{path} holds the splits {', '.join(lists)}; say which one.")
+        return open_source(lists[choose_split(split, tuple(lists), path)])
     if split is not None:
         raise UsageError(
             f"{path} has no splits, so {split!r} cannot be opened; leave the split out to read all of it."
@@ -75,6 +82,10 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
         from mmzoo.data.sources.jsonl import JsonlSource
 
         return JsonlSource(found)
+    if kind == "list":
+        from mmzoo.data.sources.captions import CaptionListSource
+
+        return CaptionListSource(found)
     if kind == "tar":
         from mmzoo.data.sources.tar import TarSource
 
@@ -104,6 +115,8 @@ def list_splits(path: str | Path) -> tuple[str, ...]:
         from mmzoo.data.sources.karpathy import karpathy_splits
 
         return karpathy_splits(found)
+    if kind == "lists":
+        return tuple(_list_files(found))
     return _split_folders(found) if kind == "splits" else ()
 
 
@@ -169,8 +182,12 @@ def _recognise(path: str | Path) -> tuple[str, Path]:
         kinds = {".jsonl": "jsonl", ".json": "karpathy", ".tar": "tar"}
         if found.suffix not in kinds:
             raise ZooError(
-                f"{path} is a {found.suffix or 'nameless'} file; expected .jsonl, .json (Karpathy) or .tar."
+                f"{path} is a {found.suffix or 'nameless'} file; expected .jsonl, .json (a list of captions, or "
+                "Karpathy's) or .tar."
             )
+        if found.suffix == ".json" and recognise(found) is not None:
+            expect(found, ("captions",), "CaptionsData")
+            return ("karpathy" if _looks_like_karpathy(found) else "list"), found
         return kinds[found.suffix], found
     return _recognise_folder(path, found)
 
@@ -187,6 +204,8 @@ def _recognise_folder(path: str | Path, found: Path) -> tuple[str, Path]:
     jsons = [found / n for n in names if n.endswith(".json") and _looks_like_karpathy(found / n)]
     if len(jsons) == 1:
         return "karpathy", jsons[0]
+    if _list_files(found):
+        return "lists", found
     folders = subfolders(found)
     if folders and all(f.name in SPLIT_FOLDERS for f in folders):
         return "splits", found
@@ -196,7 +215,7 @@ def _recognise_folder(path: str | Path, found: Path) -> tuple[str, Path]:
     there = f"{pictures} pictures without captions" if pictures else ", ".join(sorted(names)[:5])
     raise ZooError(
         f"{path}: nothing to recognise. Looked for captions.jsonl, class folders, *.tar shards, one Karpathy "
-        f"*.json or emoji.json; found {there}."
+        f"*.json, lists of captions such as *_train.json, or emoji.json; found {there}."
     )
 
 
@@ -205,6 +224,20 @@ def _looks_like_karpathy(file: Path) -> bool:
     with file.open("rb") as opened:
         head = opened.read(2**16)
     return b'"images"' in head or b'"sentences"' in head
+
+
+def _list_files(folder: Path) -> dict[str, Path]:
+    """The folder's lists of captions, by the split that their names tell."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.json")):
+        split = split_of(file) if recognise(file) == "captions" and not _looks_like_karpathy(file) else None
+        if split in found:
+            raise UsageError(
+                f"{folder}: {found[split].name} and {file.name} are both {split}; give the file itself."
+            )
+        if split is not None:
+            found[split] = file
+    return found
 
 
 def _split_folders(found: Path) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -19,7 +18,7 @@ from mmzoo.data.sample import (
     QuestionSample,
     QuestionSource,
 )
-from mmzoo.data.sources.annotations import KINDS, expect, recognise
+from mmzoo.data.sources.annotations import KINDS, expect, recognise, split_of
 from mmzoo.data.sources.common import choose_split
 from mmzoo.data.sources.easyvqa_tasks import QUESTION_SPLITS, EasyVQAQuestions
 from mmzoo.data.sources.entailment import read_snli_ve, read_snli_ve_list
@@ -43,7 +42,6 @@ S = TypeVar("S", bound=Annotation)
 C = TypeVar("C", bound=Annotation, covariant=True)
 
 SUFFIXES = (".json", ".jsonl")
-SPLIT_WORDS = ("train", "restval", "val", "valid", "validation", "dev", "test1", "test2", "test-dev", "test")
 
 
 class _Told(Protocol[C]):
@@ -208,12 +206,9 @@ def _split_files(folder: Path, task: Task) -> dict[str, list[Path]]:
     """The folder's annotation files of a task, by the split that their names tell."""
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix in SUFFIXES and file.is_file() and recognise(file) in task.kinds:
-            words = re.split(r"[_.]", file.stem)
-            bare = [re.sub(r"20\d\d$", "", word) for word in words]
-            split = next((word for word in bare if word in SPLIT_WORDS), None)
-            if split is not None:
-                found.setdefault(split, []).append(file)
+        known = file.suffix in SUFFIXES and file.is_file() and recognise(file) in task.kinds
+        if known and (split := split_of(file)) is not None:
+            found.setdefault(split, []).append(file)
     return found
 
 

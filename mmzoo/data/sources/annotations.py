@@ -13,7 +13,17 @@ from mmzoo.data.sources.common import check_relative, read_inside
 from mmzoo.errors import ZooError
 from mmzoo.paths import find_data
 
-__all__ = ["KINDS", "Annotated", "Pictures", "expect", "load_json", "load_records", "parse_all", "recognise"]
+__all__ = [
+    "KINDS",
+    "Annotated",
+    "Pictures",
+    "expect",
+    "load_json",
+    "load_records",
+    "parse_all",
+    "recognise",
+    "split_of",
+]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Annotation)
@@ -21,6 +31,7 @@ S = TypeVar("S", bound=Annotation)
 HEAD = 2**16  # bytes of a file that are looked at to tell what it is
 LOOKED_AT = 20  # records whose pictures are looked for when a file is opened: one of them may be missing
 NAMED = 3
+SPLIT_WORDS = ("train", "restval", "val", "valid", "validation", "dev", "test1", "test2", "test-dev", "test")
 
 KINDS = {
     "easy-vqa": "the questions of easy-VQA",
@@ -52,6 +63,7 @@ _MARKS: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("vqa-list", "image question"),
         ("captions", "caption"),
         ("captions", "captions"),
+        ("captions", "image text"),
     )
 )
 
@@ -62,6 +74,12 @@ def recognise(file: Path) -> str | None:
         head = opened.read(HEAD).decode("utf-8", errors="replace")
     keys = set(re.findall(r'"([^"\\]{1,40})"\s*:', head))
     return next((kind for kind, marks in _MARKS if marks <= keys), None)
+
+
+def split_of(file: Path) -> str | None:
+    """The split that a file's name tells (`coco_val.json`, `v2_questions_train2014.json`), or None."""
+    words = (re.sub(r"20\d\d$", "", word) for word in re.split(r"[_.]", file.stem))
+    return next((word for word in words if word in SPLIT_WORDS), None)
 
 
 def expect(file: Path, kinds: Sequence[str], use: str) -> str:

@@ -37,7 +37,8 @@ def check_relative(relative: str, where: str) -> str:
     Raises:
         ZooError: The path is absolute or climbs with `..`.
     """
-    if relative.startswith(("/", "\\")) or ".." in PurePosixPath(relative.replace("\\", "/")).parts:
+    climbs = ".." in relative and ".." in PurePosixPath(relative.replace("\\", "/")).parts
+    if climbs or relative.startswith(("/", "\\")):
         raise ZooError(
             f"{where}: the path {relative!r} leads out of the data folder; put the file inside it."
         )
