@@ -15,7 +15,7 @@ from mmzoo.data.sources.common import IMAGE_SUFFIXES
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.processing.image import BadImage, decode_image
 
-__all__ = ["Files", "Loaded", "find_pictures", "read_batches"]
+__all__ = ["Files", "Loaded", "find_pictures", "none_readable", "read_batches", "read_some"]
 
 
 class Loaded(NamedTuple):
@@ -101,9 +101,30 @@ def read_batches(source: Source, batch_size: int, broken: list[Broken]) -> Itera
         ZooError: No picture at all could be read.
     """
     readable = 0
-    for start in range(0, len(source), batch_size):
+    for batch in read_some(source, range(len(source)), batch_size, broken):
+        readable += len(batch.images)
+        yield batch
+    if not readable:
+        raise ZooError(none_readable(source.name, broken))
+
+
+def read_some(
+    source: Source, places: Sequence[int], batch_size: int, broken: list[Broken]
+) -> Iterator[Loaded]:
+    """Decode some samples of a source, as `read_batches` does with all of them; there may be none that can be read.
+
+    Args:
+        source: Where the pictures are.
+        places: Their indices.
+        batch_size: Samples per batch.
+        broken: Grows by each picture that cannot be read.
+
+    Yields:
+        Batches with at least one picture.
+    """
+    for start in range(0, len(places), batch_size):
         batch = Loaded([], [], [])
-        for place in range(start, min(start + batch_size, len(source))):
+        for place in places[start : start + batch_size]:
             try:
                 sample = source[place]
             except OSError as error:
@@ -119,16 +140,16 @@ def read_batches(source: Source, batch_size: int, broken: list[Broken]) -> Itera
             batch.places.append(place)
             batch.samples.append(sample)
             batch.images.append(image)
-        readable += len(batch.images)
         if batch.images:
             yield batch
-    if not readable:
-        if not broken:
-            raise ZooError(f"{source.name}: there are no pictures.")
-        first = broken[0]
-        raise ZooError(
-            f"none of {len(broken)} pictures could be read; the first, {first.key}: {first.reason}."
-        )
+
+
+def none_readable(name: str, broken: Sequence[Broken]) -> str:
+    """The sentence for a source without a picture that can be read."""
+    if not broken:
+        return f"{name}: there are no pictures."
+    first = broken[0]
+    return f"none of {len(broken)} pictures could be read; the first, {first.key}: {first.reason}."
 
 
 def _reason(error: BadImage) -> str:

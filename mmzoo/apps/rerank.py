@@ -1,4 +1,4 @@
-"""A second, closer look at the best few: image-text matching of pairs, each picture encoded once."""
+"""A second, closer look at the best few: image-text matching of pairs, each picture and each text encoded once."""
 
 from __future__ import annotations
 
@@ -6,18 +6,91 @@ from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmzoo.apps.opening import Opened, Progress, finite
 from mmzoo.data.reader import Broken
-from mmzoo.models.capabilities import SharesImages
+from mmzoo.models.capabilities import SharesImages, SharesTexts
 from mmzoo.processing.image import BadImage
 
-__all__ = ["match_pairs", "probability"]
+__all__ = ["match_logits", "match_pairs", "probability"]
+
+PICTURES, PAIRS = 8, 256
+"""Pictures whose keys and values are held at once (21 MB each for ALBEF at 384 pixels), and pairs per forward pass."""
+STATES = 2**30
+"""Most bytes of texts read in advance; where they would take more, each is read again with every picture."""
 
 
 def probability(odds: float) -> float:
     """Turn log-odds into a probability."""
     return float(torch.tensor(odds, dtype=torch.float64).sigmoid())
+
+
+def match_logits(
+    opened: Opened,
+    image: Tensor,
+    text: Tensor,
+    picture: Callable[[int], Image.Image],
+    names: Sequence[str],
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    broken: list[Broken],
+    progress: Progress | None = None,
+) -> Tensor:
+    """Match pairs of picture and text, picture by picture.
+
+    Where the model `SharesImages`, a picture is encoded and projected once for all its texts; where it `SharesTexts`, a
+    text is read once for all its pictures. Nothing is kept of a picture once its pairs are done, so memory does not
+    grow with the number of pictures.
+
+    Args:
+        opened: A model that `ScoresPairs`.
+        image: (P,) int64, the picture of each pair, ascending.
+        text: (P,) int64, its text.
+        picture: Reads a picture.
+        names: Keys of the pictures, for messages.
+        texts: The texts.
+        batch_size: Most pictures per forward pass; a few are as fast as many.
+        broken: Grows by each picture that cannot be read.
+        progress: Called with the number of pairs done and of all.
+
+    Returns:
+        (P, 2) logits on the CPU, column 1 = match; nan where the picture cannot be read.
+    """
+    logits = torch.full((len(image), 2), torch.nan, dtype=torch.float64)
+    used, place = torch.unique(text.cpu(), return_inverse=True)
+    read = _Texts(opened, [texts[i] for i in used.tolist()]) if len(used) else None
+    wanted, counts = torch.unique_consecutive(image.cpu(), return_counts=True)
+    ends = counts.cumsum(0)
+    step = min(batch_size, PICTURES)
+    for start in range(0, len(wanted), step):
+        images, rows, pairs = [], [], []
+        for index in range(start, min(start + step, len(wanted))):
+            which = int(wanted[index])
+            try:
+                images.append(picture(which))
+            except OSError as error:
+                broken.append(Broken(names[which], error.strerror or str(error)))
+                continue
+            except BadImage as error:
+                broken.append(Broken(names[which], str(error).removeprefix("the image ").rstrip(".")))
+                continue
+            count, end = int(counts[index]), int(ends[index])
+            rows.append(torch.full((count,), len(images) - 1))
+            pairs.append(torch.arange(end - count, end))
+        if not images:
+            continue
+        assert read is not None
+        shared = opened.processor.images(images).to(opened.device)
+        if isinstance(opened.model, SharesImages):
+            shared = opened.model.project_images(shared)
+        for some, row in zip(torch.cat(pairs).split(PAIRS), torch.cat(rows).split(PAIRS), strict=True):
+            found = read.match(shared, place[some], row.to(opened.device))  # (T, 2)
+            logits[some] = finite(found, opened).double().cpu()
+            if progress is not None:
+                progress(int(some[-1]) + 1, len(image))
+    return logits
 
 
 def match_pairs(
@@ -34,12 +107,12 @@ def match_pairs(
     """Say for pairs of picture and text how sure the model is that they match.
 
     Args:
-        opened: A model that `ScoresPairs`. Where it `SharesImages` too, each picture's keys and values are made once.
+        opened: A model that `ScoresPairs`.
         pairs: Indices of picture and text.
         picture: Reads a picture.
         names: Keys of the pictures, for messages.
         texts: The texts.
-        batch_size: Pictures, and pairs, per forward pass.
+        batch_size: As for `match_logits`.
         broken: Grows by each picture that cannot be read.
         progress: Called with the number of pairs done and of all.
 
@@ -47,35 +120,53 @@ def match_pairs(
         For each pair the log-odds of a match, the logit of column 1 less that of column 0; pairs whose picture cannot
         be read are left out.
     """
-    texts_of: dict[int, list[int]] = {}
-    for image, text in dict.fromkeys(pairs):
-        texts_of.setdefault(image, []).append(text)
-    wanted = sorted(texts_of)
-    odds: dict[tuple[int, int], float] = {}
-    for start in range(0, len(wanted), batch_size):
-        images, there = [], []
-        for place in wanted[start : start + batch_size]:
-            try:
-                images.append(picture(place))
-                there.append(place)
-            except OSError as error:
-                broken.append(Broken(names[place], error.strerror or str(error)))
-            except BadImage as error:
-                broken.append(Broken(names[place], str(error).removeprefix("the image ").rstrip(".")))
-        if not images:
-            continue
-        shared = opened.processor.images(images).to(opened.device)
-        if isinstance(opened.model, SharesImages):
-            shared = opened.model.project_images(shared)
-        rows = [(row, place, text) for row, place in enumerate(there) for text in texts_of[place]]
-        for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size)):
-            ids, keep = opened.processor.texts([texts[text] for _, _, text in part])
-            index = torch.tensor([row for row, _, _ in part], device=opened.device)
-            logits = opened.model.match(
-                shared, ids.to(opened.device), keep.to(opened.device), index
-            )  # (T, 2)
-            margin = finite(logits, opened).double().diff(dim=1).flatten().tolist()
-            odds |= {(place, text): value for (_, place, text), value in zip(part, margin, strict=True)}
-            if progress is not None:
-                progress(len(odds), sum(map(len, texts_of.values())))
-    return odds
+    wanted = sorted(set(pairs))
+    image, text = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    logits = match_logits(
+        opened, image, text, picture, names, texts, batch_size=batch_size, broken=broken, progress=progress
+    )
+    margins = logits.diff(dim=1).flatten().tolist()
+    return {pair: margin for pair, margin in zip(wanted, margins, strict=True) if margin == margin}
+
+
+class _Texts:
+    """Texts to be matched: their tokens, and what the model reads of them without a picture, where that is apart.
+
+    Args:
+        opened: The model.
+        texts: At least one.
+    """
+
+    def __init__(self, opened: Opened, texts: list[str]) -> None:
+        self.model, self.device = opened.model, opened.device
+        self.ids, self.keep = opened.processor.texts(texts)  # (T, L)
+        spec = opened.processor.text_spec
+        self._padded = spec is not None and spec.pad_to_context
+        self.lengths = self.keep.sum(1)
+        self._ends = self.lengths.cumsum(0)
+        apart = isinstance(self.model, SharesTexts) and isinstance(self.model, SharesImages)
+        self._states = self._read() if apart and not self._padded else None
+
+    def match(self, shared: Tensor, which: Tensor, row: Tensor) -> Tensor:
+        """Logits (T, 2) of the texts `which` (T,) with rows `row` (T,) of what the model shares of pictures."""
+        width = self.ids.shape[1] if self._padded else int(self.lengths[which].max())
+        keep = self.keep[which, :width].to(self.device)
+        if self._states is None:
+            return self.model.match(shared, self.ids[which, :width].to(self.device), keep, row)
+        first = (self._ends - self.lengths)[which]
+        # positions at padding point at some other text's states, which are masked
+        places = (first[:, None] + torch.arange(width)).clamp_(max=len(self._states) - 1)
+        states = self._states[places.to(self.device)]
+        return self.model.match_states(states, keep, shared, row, packed=True)
+
+    def _read(self) -> Tensor | None:
+        """States of all real tokens, end to end; None where they take too much memory."""
+        parts: list[Tensor] = []
+        for ids, keep in zip(self.ids.split(PAIRS), self.keep.split(PAIRS), strict=True):
+            width = int(keep.sum(1).max())
+            keep = keep[:, :width].to(self.device)
+            states = self.model.text_states(ids[:, :width].to(self.device), keep, packed=True)[keep]
+            if int(self._ends[-1]) * states.shape[1] * states.element_size() > STATES:
+                return None
+            parts.append(states)
+        return torch.cat(parts)
