@@ -13,12 +13,13 @@ from mmzoo.data.cached import CachedReader
 from mmzoo.data.collate import CaptionCollate, ClassCollate, Collate, Tokens
 from mmzoo.data.loader import BatchOrder, MapReads, Reads, ResumableLoader
 from mmzoo.data.open import list_splits, open_source
-from mmzoo.data.reader import BatchReader, Normalise, Prepare, ToPixels, Whole
+from mmzoo.data.reader import BatchReader, Changed, Normalise, Prepare, ToPixels, Whole
 from mmzoo.data.sample import AnySource, Source
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.processing.augment import BatchAugment
 from mmzoo.processing.image import ImageTransform, TrainTransform
 from mmzoo.processing.processor import Processor
+from mmzoo.processing.randaugment import RandAugment
 
 __all__ = ["CaptionsData", "ClassificationData", "Crop", "PictureData", "Stream"]
 
@@ -79,6 +80,7 @@ class PictureData(LightningDataModule, ABC):
         seed: Root of order and augmentation; left out: the run's seed (`seed_everything`).
         crop: Random crop of each training picture; left out: between 90 % and all of it, or the whole picture
             for models that read pictures in their own shape (ViLT).
+        rand_augment: RandAugment of each training picture, after its crop; left out: none.
         augment: Changes to whole training batches; the default changes nothing.
         cache_images: Decode everything once and keep it at the model's size; for small sets. There is no crop
             then, only `augment`.
@@ -101,6 +103,7 @@ class PictureData(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int | None = None,
         crop: Crop | None = None,
+        rand_augment: RandAugment | None = None,
         augment: BatchAugment = BatchAugment(),  # noqa: B008 - frozen
         cache_images: bool = False,
         drop_last: bool = True,
@@ -110,10 +113,11 @@ class PictureData(LightningDataModule, ABC):
         super().__init__()
         if num_workers < 0:
             raise UsageError(f"num_workers is {num_workers}; it must be at least 0.")
-        if cache_images and crop is not None:
-            raise UsageError(
-                "crop works on one picture at a time and cache_images on none: leave out one of them."
-            )
+        for name, given in (("crop", crop), ("rand_augment", rand_augment)):
+            if cache_images and given is not None:
+                raise UsageError(
+                    f"{name} works on one picture at a time and cache_images on none: leave out one of them."
+                )
         if cache_images and stream is not None:
             raise UsageError("a stream cannot be cached: leave out cache_images or stream.")
         self.source = source if isinstance(source, str) else "+".join(source)
@@ -127,6 +131,7 @@ class PictureData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = torch.initial_seed() % 2**63 if seed is None else seed
         self.crop = crop
+        self.rand_augment = rand_augment
         self.augment = augment
         self.cache_images = cache_images
         self.drop_last = drop_last
@@ -228,13 +233,14 @@ class PictureData(LightningDataModule, ABC):
         assert self.processor is not None
         whole = self.processor.transform.spec.fit == "aspect"
         crop = self.crop or (Crop(scale=(1, 1)) if whole else Crop())
-        return TrainTransform(
+        cut = TrainTransform(
             self.processor.transform.spec,
             scale=crop.scale,
             ratio=crop.ratio,
             flip=crop.flip,
             fast_decode=crop.fast_decode,
         )
+        return cut if self.rand_augment is None else Changed(cut, self.rand_augment)
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """One loader for each held-out split, in the order of `val_names`."""

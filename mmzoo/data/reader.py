@@ -19,12 +19,14 @@ from mmzoo.data.sample import AnySource, Broken, Pictured
 from mmzoo.errors import ZooError
 from mmzoo.processing.augment import BatchAugment
 from mmzoo.processing.image import BadImage, ImageSource, ImageTransform, normalize, normalize_batch
+from mmzoo.processing.randaugment import RandAugment
 from mmzoo.seeds import mix
 from mmzoo.spec import ImageSpec
 
 __all__ = [
     "BatchReader",
     "Broken",
+    "Changed",
     "Finish",
     "Item",
     "Normalise",
@@ -101,6 +103,23 @@ class Whole:
     def __call__(self, image: ImageSource, generator: torch.Generator) -> Tensor:
         """Give (3, H, W) uint8."""
         return self.transform.pixels(image)
+
+
+class Changed:
+    """`ToPixels` of training with RandAugment.
+
+    Args:
+        pixels: Decodes and crops one picture.
+        change: What is done to it then.
+    """
+
+    def __init__(self, pixels: ToPixels, change: RandAugment) -> None:
+        self.pixels = pixels
+        self.change = change
+
+    def __call__(self, image: ImageSource, generator: torch.Generator) -> Tensor:
+        """Give (3, H, W) uint8."""
+        return self.change(self.pixels(image, generator), generator)
 
 
 class Normalise:

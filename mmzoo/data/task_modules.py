@@ -24,6 +24,7 @@ from mmzoo.data.sample import AnySource, EntailSample, PairSample, Pictured, Que
 from mmzoo.data.tasks import ClosedAnswers, EntailCollate, PairCollate, QuestionCollate, WordedAnswers
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.processing.augment import BatchAugment
+from mmzoo.processing.randaugment import RandAugment
 
 __all__ = ["AnnotatedData", "EntailmentData", "PairsData", "QuestionsData"]
 
@@ -48,6 +49,7 @@ class AnnotatedData(PictureData):
         seed: Root of order and augmentation; left out: the run's seed (`seed_everything`).
         crop: Random crop of each training picture; left out: between 90 % and all of it, or the whole picture
             for models that read pictures in their own shape (ViLT).
+        rand_augment: RandAugment of each training picture, after its crop; left out: none.
         augment: Changes to whole training batches; the default changes nothing.
         cache_images: Decode everything once and keep it at the model's size; for small sets. There is no crop
             then, only `augment`.
@@ -71,6 +73,7 @@ class AnnotatedData(PictureData):
         num_workers: int = 0,
         seed: int | None = None,
         crop: Crop | None = None,
+        rand_augment: RandAugment | None = None,
         augment: BatchAugment = BatchAugment(),  # noqa: B008 - frozen
         cache_images: bool = False,
         drop_last: bool = True,
@@ -87,6 +90,7 @@ class AnnotatedData(PictureData):
             num_workers=num_workers,
             seed=seed,
             crop=crop,
+            rand_augment=rand_augment,
             augment=augment,
             cache_images=cache_images,
             drop_last=drop_last,
@@ -176,6 +180,7 @@ class QuestionsData(AnnotatedData):
         seed: Root of order and augmentation; left out: the run's seed (`seed_everything`).
         crop: Random crop of each training picture; left out: between 90 % and all of it, or the whole picture
             for models that read pictures in their own shape (ViLT).
+        rand_augment: RandAugment of each training picture, after its crop; left out: none.
         augment: Changes to whole training batches; the default changes nothing.
         cache_images: Decode everything once and keep it at the model's size; for small sets. There is no crop
             then, only `augment`.
@@ -203,6 +208,7 @@ class QuestionsData(AnnotatedData):
         num_workers: int = 0,
         seed: int | None = None,
         crop: Crop | None = None,
+        rand_augment: RandAugment | None = None,
         augment: BatchAugment = BatchAugment(),  # noqa: B008 - frozen
         cache_images: bool = False,
         drop_last: bool = True,
@@ -210,7 +216,7 @@ class QuestionsData(AnnotatedData):
     ) -> None:
         super().__init__(
             source, images, train_split, val, val_splits, test_splits, batch_size, val_batch_size, num_workers, seed,
-            crop, augment, cache_images, drop_last, max_broken,
+            crop, rand_augment, augment, cache_images, drop_last, max_broken,
         )  # fmt: skip
         self._framed: Tokens | None = None
         self.targets: Literal["votes", "weights", "words"] = targets

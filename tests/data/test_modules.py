@@ -17,6 +17,7 @@ from mmzoo.errors import UsageError, ZooError
 from mmzoo.processing.augment import BatchAugment
 from mmzoo.processing.image import ImageTransform
 from mmzoo.processing.processor import Processor
+from mmzoo.processing.randaugment import RandAugment
 from mmzoo.spec import ImageSpec, TextSpec
 
 PROCESSOR = Processor(ImageSpec(16), TextSpec("clip", 77, 49408))
@@ -266,3 +267,20 @@ def test_types_parse_on_a_command_line(make_jsonl):
     assert "--data.max_broken" in parser.format_help()
     assert "Share of broken samples" in parser.format_help()
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_randaugment_changes_training_and_nothing_else(make_jsonl):
+    folder = str(make_jsonl(6))
+    whole = {"crop": Crop(scale=(1, 1), ratio=(0.01, 100)), "val": folder, "batch_size": 6, "seed": 0}
+    plain, changed, again = (
+        ready(CaptionsData(folder, **whole, **more))
+        for more in ({}, *({"rand_augment": RandAugment("albef", 7)},) * 2)
+    )
+    (one,), (two,), (three,) = (data.train_dataloader() for data in (plain, changed, again))
+    assert one.keys == two.keys
+    assert not torch.equal(one.images, two.images)
+    assert torch.equal(two.images, three.images)
+    (held,), (same,) = plain.val_dataloader()[0], changed.val_dataloader()[0]
+    assert torch.equal(held.images, same.images)
+    with pytest.raises(UsageError, match="rand_augment works on one picture at a time"):
+        CaptionsData(folder, rand_augment=RandAugment("albef", 7), cache_images=True)
