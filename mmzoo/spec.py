@@ -97,7 +97,7 @@ class TextSpec:
         sep: Whether an end token follows the text. Of the WordPiece kinds only: ALBEF's own tokenizer appends no
             [SEP] (salesforce/ALBEF issues 75 and 91), and with one the features differ silently.
         clean: What is done to a text before it is cut into tokens: `"albef"` lower-cases it, deletes punctuation and
-            keeps 30 words (`mmzoo.processing.clean`).
+            keeps 30 words; `"blip"` and `"blip_question"` delete fewer signs and keep 50 (`mmzoo.processing.clean`).
     """
 
     kind: Literal["clip", "bert", "smollm", "tiny"]
@@ -105,4 +105,4 @@ class TextSpec:
     vocab: int
     pad_to_context: bool = False
     sep: bool = True
-    clean: Literal["albef"] | None = None
+    clean: Literal["albef", "blip", "blip_question"] | None = None

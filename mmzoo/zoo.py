@@ -106,6 +106,13 @@ FAMILIES: dict[str, Family] = {
         "Li et al., Align before Fuse: Vision and Language Representation Learning with Momentum Distillation, NeurIPS "
         "2021, arXiv:2107.07651",
     ),
+    "blip": Family(
+        "mmzoo.models.blip",
+        {"BLIPConfig": "BLIP", "BLIPVQAConfig": "BLIPVQA", "BLIPNLVR2Config": "BLIPNLVR2"},
+        ("embeds pairs", "scores pairs", "shares images", "explains matches", "writes captions"),
+        "Li et al., BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and "
+        "Generation, ICML 2022, arXiv:2201.12086",
+    ),
     "vilt": Family(
         "mmzoo.models.vilt",
         {"ViLTConfig": "ViLT", "ViLTVQAConfig": "ViLTVQA", "ViLTNLVR2Config": "ViLTNLVR2"},
@@ -157,6 +164,13 @@ MODELS: dict[str, Entry] = {
     "albef-b16-nlvr2": Entry("albef", 259_381_250, 384, only=("shares images", "compares images")),
     "albef-b16-ve": Entry("albef", 209_758_467, 384, only=("shares images", "judges entailment")),
     "albef-tiny": Entry("albef", 1_485_667, 24),
+    "blip-base": Entry("blip", 252_441_919, 224),
+    "blip-large": Entry("blip", 474_729_023, 224),
+    "blip-base-vqa": Entry("blip", 361_478_972, 480, only=("shares images", "answers questions")),
+    "blip-large-vqa": Entry("blip", 583_880_764, 480, only=("shares images", "answers questions")),
+    "blip-base-nlvr2": Entry("blip", 259_372_034, 384, only=("shares images", "compares images")),
+    "blip-large-nlvr2": Entry("blip", 486_409_474, 384, only=("shares images", "compares images")),
+    "blip-tiny": Entry("blip", 1_723_523, 24),
     "bert-base": Entry("text", 108_891_648, None),
     "minilm-l6": Entry("text", 22_565_376, None),
     "smollm2-135m": Entry("text", 134_515_008, None),
@@ -174,8 +188,9 @@ def _module(family: str) -> Any:
 
 
 def model_class(family: Family, config: Any) -> Any:
-    """The class that a config builds."""
-    return getattr(importlib.import_module(family.module), family.models[type(config).__name__])
+    """The class that a config builds: the one named for it, or the one that this chooses by `of(config)`."""
+    named = getattr(importlib.import_module(family.module), family.models[type(config).__name__])
+    return named.of(config) if hasattr(named, "of") else named
 
 
 def config_from(family: str, plain: dict[str, Any], where: str, kind: str | None = None) -> Any:
@@ -215,11 +230,11 @@ def family_of(model_or_config: object) -> str:
     Raises:
         ZooError: It is neither.
     """
-    kind = type(model_or_config).__name__
+    config = type(getattr(model_or_config, "config", model_or_config)).__name__
     for name, family in FAMILIES.items():
-        if kind in family.models or kind in family.models.values():
+        if config in family.models:
             return name
-    raise ZooError(f"a {kind} is neither a model nor a config of the zoo.")
+    raise ZooError(f"a {type(model_or_config).__name__} is neither a model nor a config of the zoo.")
 
 
 def list_models(pattern: str = "*") -> list[str]:

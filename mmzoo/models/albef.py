@@ -31,9 +31,9 @@ from mmzoo.layers.heads import Classifier, MaskedWords, UnitProjection, multipli
 from mmzoo.layers.image_kv import ImageKV
 from mmzoo.models.albef_start import GROWS
 from mmzoo.models.explaining import ExplainsByCross
-from mmzoo.models.ranking import rank_answers, read_answers
+from mmzoo.models.ranking import AnswersByDecoder
 from mmzoo.spec import BERT_VOCAB, HALF, TINY_VOCAB, ImageSpec, TextSpec
-from mmzoo.towers import TextBackbone, TextConfig, VisionConfig
+from mmzoo.towers import TextConfig, VisionConfig
 from mmzoo.towers.reader import Reader, ReaderConfig
 from mmzoo.towers.text import bert_text
 
@@ -155,7 +155,8 @@ class ALBEF(ExplainsByCross, Reader):
         self.text_proj = UnitProjection(c.text.width, c.embed)
         self.logit_scale = nn.Parameter(torch.tensor(c.logit_scale))
         self.match_head = nn.Linear(c.text.width, 2)
-        self.mlm = _word_head(c.text, self.text) if c.words else None
+        words = MaskedWords(c.text.width, c.text.vocab, eps=c.text.norm_eps, tied=self.text.embed.tok)
+        self.mlm = words if c.words else None
 
     @property
     def scale(self) -> Tensor:
@@ -215,67 +216,14 @@ class ALBEF(ExplainsByCross, Reader):
         return self.match_head(self.fuse(states, keep, kv, image_index, packed=packed)[:, 0])
 
 
-class ALBEFVQA(Reader):
+class ALBEFVQA(AnswersByDecoder):
     """Ranks answers to questions about images. Capabilities: `RanksAnswers`, `SharesImages`."""
 
     config: ALBEFVQAConfig
 
     def __init__(self, config: ALBEFVQAConfig):
         super().__init__(config)
-        d = config.decoder
-        if not d.causal or d.cross_width != config.text.width or d.vocab != config.text.vocab:
-            raise ZooError(
-                f"the answer decoder is causal and shares width {config.text.width} and {config.text.vocab} words "
-                f"with the text half; found causal={d.causal}, cross_width {d.cross_width}, {d.vocab} words."
-            )
-        self.decoder = TextBackbone(d)
-        self.lm = _word_head(d, self.decoder)
-
-    def read_question(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> ImageKV:
-        """Read questions (B, L) with their images (arguments as of `forward`) for the decoder to attend to."""
-        return self.decoder.project_context(self(images, ids, keep), keep=keep)
-
-    def answer_states(self, question: ImageKV, ids: Tensor, question_index: Tensor | None = None) -> Tensor:
-        """Read answers from left to right.
-
-        Args:
-            question: What `read_question` made of B questions.
-            ids: (R, L) int64, each row begin token, answer, end token, padding.
-            question_index: (R,) int64, the question of each answer; None: answer r to question r.
-
-        Returns:
-            (R, L, D): position l is for `lm` to name token l + 1.
-        """
-        return read_answers(self.decoder, question, ids, question_index)
-
-    def rank_answers(
-        self,
-        images: Tensor | ImageKV,
-        ids: Tensor,
-        keep: Tensor,
-        answers: tuple[Tensor, Tensor],
-        k: int = 128,
-        *,
-        first_token_twice: bool = False,
-    ) -> Tensor:
-        """Score every answer of a list, without gradients; see `mmzoo.models.ranking`.
-
-        Args:
-            images: (B, 3, H, W), or their `ImageKV`.
-            ids: (B, L) int64 questions.
-            keep: (B, L) bool.
-            answers: Ids (A, La) int64 and keep (A, La) bool, from `Processor.framed`.
-            k: How many to spell; all if there are no more.
-            first_token_twice: Count the first token's log-probability twice, as the reference does by mistake.
-
-        Returns:
-            (B, A) log-probabilities; -inf where the first token alone ruled an answer out.
-        """
-        with torch.no_grad():
-            question = self.read_question(images, ids, keep)
-            return rank_answers(
-                self.decoder, self.lm, question, answers, k, first_token_twice=first_token_twice
-            )
+        self.add_decoder(config.decoder)
 
 
 class ALBEFNLVR2(Reader):
@@ -389,8 +337,3 @@ class ALBEFVE(Reader):
     def entail(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
         """Logits (B, classes) of sentences (B, L) with their images; arguments as of `forward`."""
         return self.entail_head(self(images, ids, keep)[:, 0])
-
-
-def _word_head(config: TextConfig, backbone: TextBackbone) -> MaskedWords:
-    """BERT's head, its table that of the words."""
-    return MaskedWords(config.width, config.vocab, eps=config.norm_eps, tied=backbone.embed.tok)

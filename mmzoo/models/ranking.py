@@ -1,4 +1,4 @@
-"""Ranks the answers of a list by a decoder that could write them (ALBEF, BLIP): exact for the likeliest, in two steps.
+"""Ranks the answers of a list by a decoder that could write them: exact for the likeliest, in two steps.
 
 First, the log-probability of every answer's first token, from one position of the decoder. Then only the k answers
 whose first token is likeliest are read to their end, and their log-probabilities summed. The reference adds the first
@@ -10,14 +10,92 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmzoo.errors import UsageError
+from mmzoo.errors import UsageError, ZooError
 from mmzoo.layers.heads import MaskedWords
 from mmzoo.layers.image_kv import ImageKV
-from mmzoo.towers import TextBackbone
+from mmzoo.models.writing import word_head
+from mmzoo.towers import TextBackbone, TextConfig
+from mmzoo.towers.reader import Reader
 
-__all__ = ["rank_answers", "read_answers"]
+__all__ = ["AnswersByDecoder", "rank_answers", "read_answers"]
 
 _ROWS = 512  # answers in memory at once
+
+
+class AnswersByDecoder(Reader):
+    """A `Reader` of questions, and a decoder of answers that attends to what it read (ALBEF, BLIP).
+
+    Capabilities: `RanksAnswers`, `SharesImages`.
+    """
+
+    decoder: TextBackbone
+    lm: MaskedWords
+
+    def add_decoder(self, config: TextConfig) -> None:
+        """Build `decoder`, and `lm` over its words.
+
+        Raises:
+            ZooError: It is not causal, or does not fit the text half.
+        """
+        c, text = config, self.config.text
+        if not c.causal or c.cross_width != text.width or c.vocab != text.vocab:
+            raise ZooError(
+                f"the answer decoder is causal and shares width {text.width} and {text.vocab} words with the text "
+                f"half; found causal={c.causal}, cross_width {c.cross_width}, {c.vocab} words."
+            )
+        self.decoder = TextBackbone(c)
+        self.lm = word_head(self.decoder)
+
+    def begun(self, ids: Tensor) -> Tensor:
+        """Answers (R, L) with the token that the decoder begins with: as they are, unless a family says otherwise."""
+        return ids
+
+    def read_question(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> ImageKV:
+        """Read questions (B, L) with their images (arguments as of `forward`) for the decoder to attend to."""
+        return self.decoder.project_context(self(images, ids, keep), keep=keep)
+
+    def answer_states(self, question: ImageKV, ids: Tensor, question_index: Tensor | None = None) -> Tensor:
+        """Read answers from left to right.
+
+        Args:
+            question: What `read_question` made of B questions.
+            ids: (R, L) int64, each row begin token, answer, end token, padding.
+            question_index: (R,) int64, the question of each answer; None: answer r to question r.
+
+        Returns:
+            (R, L, D): position l is for `lm` to name token l + 1.
+        """
+        return read_answers(self.decoder, question, self.begun(ids), question_index)
+
+    def rank_answers(
+        self,
+        images: Tensor | ImageKV,
+        ids: Tensor,
+        keep: Tensor,
+        answers: tuple[Tensor, Tensor],
+        k: int = 128,
+        *,
+        first_token_twice: bool = False,
+    ) -> Tensor:
+        """Score every answer of a list, without gradients; see `mmzoo.models.ranking`.
+
+        Args:
+            images: (B, 3, H, W), or their `ImageKV`.
+            ids: (B, L) int64 questions.
+            keep: (B, L) bool.
+            answers: Ids (A, La) int64 and keep (A, La) bool, from `Processor.framed`.
+            k: How many to spell; all if there are no more.
+            first_token_twice: Count the first token's log-probability twice, as the reference does by mistake.
+
+        Returns:
+            (B, A) log-probabilities; -inf where the first token alone ruled an answer out.
+        """
+        with torch.no_grad():
+            question = self.read_question(images, ids, keep)
+            spelt = self.begun(answers[0]), answers[1]
+            return rank_answers(
+                self.decoder, self.lm, question, spelt, k, first_token_twice=first_token_twice
+            )
 
 
 def read_answers(

@@ -7,7 +7,16 @@ import re
 from functools import cache
 from typing import Any
 
-__all__ = ["CLEAN_UPS", "CLIP_BEGIN", "CLIP_END", "LONGEST_WORD", "PREPARE", "clean_albef"]
+__all__ = [
+    "CLEAN_UPS",
+    "CLIP_BEGIN",
+    "CLIP_END",
+    "LONGEST_WORD",
+    "PREPARE",
+    "clean_albef",
+    "clean_blip",
+    "clean_blip_question",
+]
 
 LONGEST_WORD = 100  # BERT's own limit in characters; a longer word is unknown
 CLIP_BEGIN, CLIP_END = "<start_of_text>", "<end_of_text>"
@@ -69,5 +78,28 @@ def clean_albef(text: str) -> str:
     return " ".join(words[:_MOST_WORDS])
 
 
+_BLIP_MARKS = '.!"()*#:;~'
+_BLIP_APART = str.maketrans(dict.fromkeys(_BLIP_MARKS, " "))
+_BLIP_TOGETHER = str.maketrans(dict.fromkeys(_BLIP_MARKS, ""))
+_BLIP_MOST_WORDS = 50
+
+
+def clean_blip(text: str) -> str:
+    """Clean a caption as salesforce/BLIP does (`data/utils.py`).
+
+    Lower case; a space for each of `. ! " ( ) * # : ; ~`; single spaces; the first 50 words.
+
+    Example:
+        >>> clean_blip("A well-known dog (running), isn't it?")
+        "a well-known dog running , isn't it?"
+    """
+    return " ".join(text.lower().translate(_BLIP_APART).split()[:_BLIP_MOST_WORDS])
+
+
+def clean_blip_question(text: str) -> str:
+    """Clean a question as salesforce/BLIP does: as a caption, but the signs go without leaving a space."""
+    return " ".join(text.lower().translate(_BLIP_TOGETHER).split()[:_BLIP_MOST_WORDS])
+
+
 PREPARE = {"clip": _prepare_clip, "bert": _prepare_bert, "smollm": _prepare_bert, "tiny": _prepare_tiny}
-CLEAN_UPS = {"albef": clean_albef}
+CLEAN_UPS = {"albef": clean_albef, "blip": clean_blip, "blip_question": clean_blip_question}

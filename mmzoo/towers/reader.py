@@ -1,4 +1,4 @@
-"""An image tower and a text transformer that reads with it: what ALBEF's models share.
+"""An image tower and a text transformer that reads with it: what ALBEF's and BLIP's models share.
 
 Legend: B images, N image tokens, T texts, L tokens, D width.
 """
@@ -15,7 +15,7 @@ from mmzoo.spec import ImageSpec, TextSpec
 from mmzoo.towers.text import TextBackbone, TextConfig
 from mmzoo.towers.vision import VisionConfig, VisionTower
 
-__all__ = ["Reader", "ReaderConfig"]
+__all__ = ["ImageSide", "Reader", "ReaderConfig"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class ReaderConfig:
 
     Attributes:
         vision: The image tower.
-        text: Text half and fusion half in one: the layers before the first of `cross_layers` read the text alone.
+        text: Text half and fusion half in one: the layers before the first of `cross_layers` read the text alone
+            (six of ALBEF's twelve, none of BLIP's).
         image: What the image tower expects of pixels.
         text_input: What the text half expects of words.
     """
@@ -35,10 +36,10 @@ class ReaderConfig:
     text_input: TextSpec
 
 
-class Reader(nn.Module):
-    """An image tower, and a transformer whose first half reads a text alone and whose second reads it with the image.
+class ImageSide(nn.Module):
+    """The image tower of a model whose text transformer, or transformers, attend to its tokens.
 
-    Capability: `SharesImages`.
+    Capability: `SharesImages`, once `project` is there.
     """
 
     def __init__(self, config: ReaderConfig):
@@ -47,7 +48,7 @@ class Reader(nn.Module):
         first = c.text.cross_layers[0] if c.text.cross_layers else 0
         if c.text.cross_layers != tuple(range(first, c.text.depth)) or c.text.cross_width != c.vision.width:
             raise ZooError(
-                f"ALBEF's fusion half is the last layers of its text transformer, attending to tokens of width "
+                f"the fusion half is the last layers of the text transformer, attending to tokens of width "
                 f"{c.vision.width}; found cross_layers {c.text.cross_layers} of {c.text.depth} and cross_width "
                 f"{c.text.cross_width}."
             )
@@ -57,11 +58,38 @@ class Reader(nn.Module):
             )
         self.first_fusion = first
         self.vision = VisionTower(c.vision)
-        self.text = TextBackbone(c.text)
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Encode `images` (B, 3, H, W) as tokens (B, N, D)."""
         return self.vision(images).tokens
+
+    def pool_image(self, tokens: Tensor) -> Tensor:
+        """One vector per image (B, D) of its tokens (B, N, D): the class token, or the mean of the patches."""
+        vision = self.config.vision
+        return tokens[:, 0] if vision.pool == "cls" else tokens[:, vision.prefix :].mean(1)
+
+    def project(self, tokens: Tensor) -> ImageKV:
+        """Project image tokens (B, N, D) to the keys and values of every fusion layer, once for all their texts."""
+        raise NotImplementedError
+
+    def project_images(self, images: Tensor) -> ImageKV:
+        """Encode and project `images` (B, 3, H, W)."""
+        return self.project(self.image_tokens(images))
+
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resample a checkpoint's position table to this model's image size where they differ."""
+        return self.vision.fit_state(state, "vision.")
+
+
+class Reader(ImageSide):
+    """An image tower, and a transformer whose first half reads a text alone and whose second reads it with the image.
+
+    Capability: `SharesImages`.
+    """
+
+    def __init__(self, config: ReaderConfig):
+        super().__init__(config)
+        self.text = TextBackbone(config.text)
 
     def text_states(self, ids: Tensor, keep: Tensor, *, packed: bool = False) -> Tensor:
         """Read texts alone, up to where the fusion half begins.
@@ -76,18 +104,9 @@ class Reader(nn.Module):
         """
         return self.text(ids, keep=keep, layers=slice(0, self.first_fusion), packed=packed).tokens
 
-    def pool_image(self, tokens: Tensor) -> Tensor:
-        """One vector per image (B, D) of its tokens (B, N, D): the class token, or the mean of the patches."""
-        vision = self.config.vision
-        return tokens[:, 0] if vision.pool == "cls" else tokens[:, vision.prefix :].mean(1)
-
     def project(self, tokens: Tensor) -> ImageKV:
         """Project image tokens (B, N, D) to the keys and values of every fusion layer, once for all their texts."""
         return self.text.project_context(tokens)
-
-    def project_images(self, images: Tensor) -> ImageKV:
-        """Encode and project `images` (B, 3, H, W)."""
-        return self.project(self.image_tokens(images))
 
     def fuse(
         self,
@@ -138,7 +157,3 @@ class Reader(nn.Module):
         """
         kv = images if isinstance(images, ImageKV) else self.project_images(images)
         return self.fuse(self.text_states(ids, keep), keep, kv, image_index)
-
-    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample a checkpoint's position table to this model's image size where they differ."""
-        return self.vision.fit_state(state, "vision.")
