@@ -43,6 +43,7 @@ class Recipe:
 
     Attributes:
         warmup_steps: Optimizer steps over which the rate rises to its full value.
+        warmup_share: The same as a share of all steps of the run (ViLT's fine-tuning: 0.1), in place of `warmup_steps`.
         warmup_floor: Share of the full rate at the first step; 0 rises from nothing.
         schedule: How the rate comes down after: along half a cosine or a straight line.
         floor: Share of the full rate that is left at the end.
@@ -56,6 +57,7 @@ class Recipe:
     """
 
     warmup_steps: int = 0
+    warmup_share: float = 0.0
     warmup_floor: float = 0.0
     schedule: Schedule = "cosine"
     floor: float = 0.0
@@ -65,6 +67,12 @@ class Recipe:
     freeze: tuple[str, ...] = ()
     checkpointing: bool = False
     compile_towers: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_share <= 1:
+            raise UsageError(f"warmup_share is {self.warmup_share}; it is a share of the run, from 0 to 1.")
+        if self.warmup_share and self.warmup_steps:
+            raise UsageError("warmup_steps and warmup_share both say how long the warm-up is: give one.")
 
 
 def build_model(family: str, model: Any, pretrained: str | None) -> Any:
@@ -201,7 +209,7 @@ class LitBase(LightningModule):
         )
         schedule = build_schedule(
             optimizer,
-            warmup=recipe.warmup_steps,
+            warmup=recipe.warmup_steps or int(recipe.warmup_share * total),
             total=int(total),
             floor=recipe.floor,
             shape=recipe.schedule,

@@ -159,7 +159,7 @@ class LitViLTVQA(LitBase):
         optimizer: OptimizerCallable = lambda params: AdamW(
             params, lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01
         ),
-        # the reference trains heads ten times as fast
+        # the reference trains the head for answers ten times as fast, and no other one
         recipe: Recipe = Recipe(lr_factors={"answer_head": 10.0}),  # noqa: B008 - frozen
     ):
         if answers is not None and answers < 2:
@@ -228,7 +228,7 @@ class LitViLTNLVR2(LitBase):
         optimizer: OptimizerCallable = lambda params: AdamW(
             params, lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01
         ),
-        recipe: Recipe = Recipe(lr_factors={"compare_head": 10.0}),  # noqa: B008 - frozen
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
         built = _for_task(ViLTNLVR2Config, model, pretrained)
         super().__init__(built, optimizer, recipe, pretrained=pretrained is not None, start=start)

@@ -64,6 +64,18 @@ def test_accumulated_batches_count_as_one_step_of_the_schedule(toys, tmp_path):
     assert trainer.global_step == 3
 
 
+def test_a_warmup_can_be_a_share_of_the_run(toys, tmp_path):
+    watch = Watch()
+    recipe = Recipe(warmup_share=0.5, schedule="linear")
+    trainer = toys.trainer(tmp_path, callbacks=[watch], max_steps=8)
+    trainer.fit(LitCLIP(toys.clip(), optimizer=adamw(1.0), recipe=recipe), datamodule=toys.data())
+    assert [round(rates[0][1], 6) for rates in watch.rates] == [0.4, 0.6, 0.8, 1.0, 0.75, 0.5, 0.25, 0.0]
+    with pytest.raises(UsageError, match="give one"):
+        Recipe(warmup_steps=3, warmup_share=0.1)
+    with pytest.raises(UsageError, match="warmup_share is 10"):
+        Recipe(warmup_share=10)
+
+
 def test_an_endless_run_is_refused(toys, tmp_path):
     with pytest.raises(ZooError, match=r"set trainer\.max_steps"):
         toys.trainer(tmp_path, max_epochs=-1).fit(LitCLIP(toys.clip()), datamodule=toys.data())

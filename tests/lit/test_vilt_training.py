@@ -222,10 +222,14 @@ def test_fine_tuning_grows_out_of_pre_training(tmp_path):
         LitViLTVQA("vilt-tiny", answers=1)
 
 
-def test_heads_learn_ten_times_as_fast():
-    module = LitViLTVQA("vilt-tiny", answers=4)
-    module.__dict__["_trainer"] = SimpleNamespace(estimated_stepping_batches=10)
-    groups = module.configure_optimizers()["optimizer"].param_groups
+def test_the_head_for_answers_learns_ten_times_as_fast():
+    def groups_of(module):
+        module.__dict__["_trainer"] = SimpleNamespace(estimated_stepping_batches=10)
+        return module.configure_optimizers()["optimizer"].param_groups
+
+    # lr_mult is 1 in the reference but for questions
+    assert {group["initial_lr"] for group in groups_of(LitViLTNLVR2("vilt-tiny"))} == {1e-4}
+    groups = groups_of(LitViLTVQA("vilt-tiny", answers=4))
     rates = {name: group["initial_lr"] for group in groups for name in group["names"]}
     assert rates["answer_head.fc1.weight"] == rates["answer_head.norm.weight"] == 1e-3
     assert rates["vision.blocks.0.mlp.fc1.weight"] == 1e-4
