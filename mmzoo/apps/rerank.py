@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from mmzoo.data.reader import Broken
 from mmzoo.models.capabilities import SharesImages, SharesTexts
 from mmzoo.processing.image import BadImage
 
-__all__ = ["match_logits", "match_pairs", "probability"]
+__all__ = ["TextSide", "match_logits", "match_pairs", "probability", "shared_pictures"]
 
 PICTURES, PAIRS = 8, 256
 """Pictures whose keys and values are held at once (21 MB each for ALBEF at 384 pixels), and pairs per forward pass."""
@@ -51,7 +52,7 @@ def match_logits(
         picture: Reads a picture.
         names: Keys of the pictures, for messages.
         texts: The texts.
-        batch_size: Most pictures per forward pass; a few are as fast as many.
+        batch_size: Most pictures per forward pass; and most pairs, where a model reads the picture again in each.
         broken: Grows by each picture that cannot be read.
         progress: Called with the number of pairs done and of all.
 
@@ -60,10 +61,12 @@ def match_logits(
     """
     logits = torch.full((len(image), 2), torch.nan, dtype=torch.float64)
     used, place = torch.unique(text.cpu(), return_inverse=True)
-    read = _Texts(opened, [texts[i] for i in used.tolist()]) if len(used) else None
+    read = TextSide(opened, [texts[i] for i in used.tolist()]) if len(used) else None
     wanted, counts = torch.unique_consecutive(image.cpu(), return_counts=True)
     ends = counts.cumsum(0)
     step = min(batch_size, PICTURES)
+    most = PAIRS if isinstance(opened.model, SharesImages) else batch_size  # whole pictures are long
+    done = 0
     for start in range(0, len(wanted), step):
         images, rows, pairs = [], [], []
         for index in range(start, min(start + step, len(wanted))):
@@ -82,15 +85,20 @@ def match_logits(
         if not images:
             continue
         assert read is not None
-        shared = opened.processor.images(images).to(opened.device)
-        if isinstance(opened.model, SharesImages):
-            shared = opened.model.project_images(shared)
-        for some, row in zip(torch.cat(pairs).split(PAIRS), torch.cat(rows).split(PAIRS), strict=True):
+        shared = shared_pictures(opened, images)
+        for some, row in zip(torch.cat(pairs).split(most), torch.cat(rows).split(most), strict=True):
             found = read.match(shared, place[some], row.to(opened.device))  # (T, 2)
             logits[some] = finite(found, opened).double().cpu()
+            done += len(some)
             if progress is not None:
-                progress(int(some[-1]) + 1, len(image))
+                progress(done, len(image))
     return logits
+
+
+def shared_pictures(opened: Opened, images: Sequence[Image.Image]) -> Any:
+    """What the model makes of pictures once for all texts that it reads with them; their pixels if that is nothing."""
+    pixels = opened.processor.images(images).to(opened.device)
+    return opened.model.project_images(pixels) if isinstance(opened.model, SharesImages) else pixels
 
 
 def match_pairs(
@@ -129,12 +137,15 @@ def match_pairs(
     return {pair: margin for pair, margin in zip(wanted, margins, strict=True) if margin == margin}
 
 
-class _Texts:
+class TextSide:
     """Texts to be matched: their tokens, and what the model reads of them without a picture, where that is apart.
 
     Args:
         opened: The model.
         texts: At least one.
+
+    Attributes:
+        lengths: (T,) int64, their numbers of tokens.
     """
 
     def __init__(self, opened: Opened, texts: list[str]) -> None:
@@ -147,8 +158,8 @@ class _Texts:
         apart = isinstance(self.model, SharesTexts) and isinstance(self.model, SharesImages)
         self._states = self._read() if apart and not self._padded else None
 
-    def match(self, shared: Tensor, which: Tensor, row: Tensor) -> Tensor:
-        """Logits (T, 2) of the texts `which` (T,) with rows `row` (T,) of what the model shares of pictures."""
+    def match(self, shared: Any, which: Tensor, row: Tensor) -> Tensor:
+        """Logits (T, 2) of the texts `which` (T,) with rows `row` (T,) of `shared_pictures`."""
         width = self.ids.shape[1] if self._padded else int(self.lengths[which].max())
         keep = self.keep[which, :width].to(self.device)
         if self._states is None:

@@ -47,6 +47,11 @@ VERBS = {
     "retrieve": Verb(
         "Use", "find pictures by words, captions or pictures by a picture", "mmzoo.cli.verbs.retrieve"
     ),
+    "evaluate": Verb(
+        "Use",
+        "a model's numbers on a data set by the papers' protocols, chance beside",
+        "mmzoo.cli.verbs.evaluate",
+    ),
     "explain": Verb(
         "Use", "heat maps: where in a picture a model looks for each word", "mmzoo.cli.verbs.explain"
     ),
