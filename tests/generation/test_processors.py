@@ -104,7 +104,7 @@ def test_the_whole_chain_is_transformers() -> None:
     their_config._eos_token_tensor = torch.tensor([22])
 
     class Bare(GenerationMixin):
-        class config:  # noqa: N801
+        class config:
             is_encoder_decoder = False
 
     chain = Bare()._get_logits_processor(their_config, input_ids_seq_length=10)
