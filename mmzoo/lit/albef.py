@@ -61,7 +61,9 @@ class LitALBEF(LitBase):
             lack of cross-attention leaves it as built; or of a pre-trained ALBEF, whatever its heads: `{model: PATH}`.
         alpha: The teacher's share in the targets of contrast and masked words.
         alpha_epochs: Epochs over which that share grows from 0 (ALBEF 1, BLIP 2, its fine-tuning for some tasks 0).
-        momentum: Share of the teacher's weights that stays at each step.
+        momentum: Share of the teacher's weights that stays at each step. None trains without a teacher: pairs are
+            contrasted within the batch, with gradient on both sides (CLIP's loss), which from scratch learns in fewer
+            steps; then `alpha` and `queue` are 0.
         queue: Pairs whose embeddings are kept as further columns of the contrast; 0 keeps none.
         teacher_dropout: Let the teacher drop out as the reference does.
         weighting: How negatives are weighted by their similarity; see `draw_negatives`.
@@ -81,7 +83,7 @@ class LitALBEF(LitBase):
         start: dict[str, str] | None = None,
         alpha: float = 0.4,
         alpha_epochs: float = 1.0,
-        momentum: float = 0.995,
+        momentum: float | None = 0.995,
         queue: int = 65536,
         teacher_dropout: bool = False,
         weighting: Weighting = "log",
@@ -97,13 +99,22 @@ class LitALBEF(LitBase):
                 raise UsageError(f"{name} is {share}; it is a share, from 0 to 1.")
         if queue < 0 or rerank < 0 or alpha_epochs < 0:
             raise UsageError("queue, rerank and alpha_epochs are numbers from 0.")
+        if momentum is None and (alpha or queue):
+            raise UsageError(
+                f"momentum null trains without a teacher, whose targets (alpha {alpha}) and embeddings (queue {queue}) "
+                "there are then none of: set alpha 0 and queue 0, or a momentum."
+            )
         built = build_model("albef", model, pretrained)
         if not isinstance(built, ALBEF):
             raise UsageError(f"LitALBEF trains an ALBEF; {model} is an {type(built).__name__}.")
         super().__init__(built, optimizer, recipe, pretrained=pretrained is not None, start=start)
         self.alpha, self.alpha_epochs = alpha, alpha_epochs
         self.weighting, self.mask, self.whole_words, self.rerank = weighting, mask, whole_words, rerank
-        self.teacher = MomentumCopy(built, decay=momentum, leave_out=("match_head",), dropout=teacher_dropout)
+        self.teacher = None
+        if momentum is not None:
+            self.teacher = MomentumCopy(
+                built, decay=momentum, leave_out=("match_head",), dropout=teacher_dropout
+            )
         self.queue = EmbeddingQueue(queue, built.config.embed) if queue else None
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -112,7 +123,7 @@ class LitALBEF(LitBase):
         """The sum of the three losses; then the queue takes in the teacher's embeddings."""
         alpha = ramped(self.alpha, self.global_step, steps_of(self.trainer, self.alpha_epochs))
         losses, taught = self.losses(batch, alpha)
-        if self.queue is not None:
+        if self.queue is not None and taught is not None:
             self.queue.push(taught.image, taught.text, batch.image_ids, batch.text_ids)
         contrast, match, words = losses
         loss = contrast.loss + match.loss
@@ -127,8 +138,8 @@ class LitALBEF(LitBase):
             told |= {"mlm": words.loss.detach(), "mlm_accuracy": words.accuracy}
         return self.log_step(loss, **told, alpha=alpha, scale=self.model.scale.detach())
 
-    def losses(self, batch: CaptionBatch, alpha: float) -> tuple[Losses, _Taught]:
-        """The three losses of a batch, and what the teacher made of it."""
+    def losses(self, batch: CaptionBatch, alpha: float) -> tuple[Losses, _Taught | None]:
+        """The three losses of a batch, and what the teacher made of it, if there is one."""
         m, (keep, count) = self.model, (batch.keep, len(batch.ids))
         masked = self._hide(batch)
         tokens = m.image_tokens(batch.images)
@@ -138,8 +149,8 @@ class LitALBEF(LitBase):
         taught = self._teach(batch, masked)
         ids: dict[str, Any] = {"image_ids": batch.image_ids, "text_ids": batch.text_ids}
         contrast = queued_contrast(
-            image, text, m.scale, teacher_image=taught.image, teacher_text=taught.text, alpha=alpha,
-            queue=None if self.queue is None else self.queue.view(),
+            image, text, m.scale, teacher_image=taught and taught.image, teacher_text=taught and taught.text,
+            alpha=alpha, queue=None if self.queue is None else self.queue.view(),
             gather="local" if dist.world() > 1 else "none", **ids,
         )  # fmt: skip
         negatives = self._negatives(image, text, taught, batch)
@@ -168,7 +179,9 @@ class LitALBEF(LitBase):
         )  # fmt: skip
 
     @torch.no_grad()
-    def _teach(self, batch: CaptionBatch, masked: Masked | None) -> _Taught:
+    def _teach(self, batch: CaptionBatch, masked: Masked | None) -> _Taught | None:
+        if self.teacher is None:
+            return None
         m, count = self.teacher.model, len(batch.ids)
         assert isinstance(m, ALBEF)
         tokens = m.image_tokens(batch.images)
@@ -182,23 +195,27 @@ class LitALBEF(LitBase):
         return _Taught(image, text, m.mlm(read[asked.labels != NO_LABEL]))
 
     @torch.no_grad()
-    def _negatives(self, image: Tensor, text: Tensor, taught: _Taught, batch: CaptionBatch) -> Negatives:
-        """Draw among this process's batch, each side by its similarity to the teacher's other."""
+    def _negatives(
+        self, image: Tensor, text: Tensor, taught: _Taught | None, batch: CaptionBatch
+    ) -> Negatives:
+        """Draw among this process's batch, each side by its similarity to the other, the teacher's if there is one."""
         positives, scale = Positives(batch.image_ids, batch.text_ids[:, None]), self.model.scale
+        other_image, other_text = (image, text) if taught is None else (taught.image, taught.text)
         return draw_negatives(
-            scale * image @ taught.text.to(image).T,
+            scale * image @ other_text.to(image).T,
             positives,
-            text_scores=scale * text @ taught.image.to(text).T,
+            text_scores=scale * text @ other_image.to(text).T,
             generator=self.generator,
             weighting=self.weighting,
         )
 
-    def _name(self, read: Tensor, masked: Masked, taught: _Taught, alpha: float) -> WordLoss:
+    def _name(self, read: Tensor, masked: Masked, taught: _Taught | None, alpha: float) -> WordLoss:
         """Name the hidden words; only their rows are looked at."""
         head, where = self.model.mlm, masked.labels != NO_LABEL
         assert head is not None
         soft = None
-        if alpha and taught.hidden is not None:
+        if alpha and taught is not None and taught.hidden is not None:
+            assert self.teacher is not None
             teacher = self.teacher.model.mlm
             soft = SoftWords(taught.hidden, teacher.weight, teacher.bias)  # type: ignore[union-attr, arg-type]
         labels = masked.labels[where]
@@ -214,9 +231,10 @@ class LitALBEF(LitBase):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Keep the temperature within the reference's bounds, and let the teacher follow."""
+        """Keep the temperature within the reference's bounds, and let a teacher follow."""
         self.model.logit_scale.clamp_(*LOG_SCALES)
-        self.teacher.update()
+        if self.teacher is not None:
+            self.teacher.update()
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 

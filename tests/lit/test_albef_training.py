@@ -316,3 +316,33 @@ def test_what_cannot_be_trained():
         lit(queue=-1)
     with pytest.raises(UsageError, match="is an ALBEFVE"):
         LitALBEF(ALBEFVEConfig(**o.towers()))
+
+
+def test_without_a_teacher_the_batch_contrasts_with_itself(toys, tmp_path):
+    module, one = lit(momentum=None, queue=0, alpha=0.0), batch(1)
+    assert module.teacher is None
+    assert not any(name.startswith("teacher") for name in module.state_dict())
+    losses, taught = module.losses(one, 0.0)
+    assert taught is None
+    m = module.model
+    image, text = m.encode_image(one.images), m.encode_text(one.ids, one.keep)
+    logits, own = m.scale * image @ text.T, torch.arange(len(one.ids))
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    torch.testing.assert_close(losses.contrast.loss, expected)
+    # both sides learn from every pair, where a teacher's columns would have no gradient
+    losses.contrast.loss.backward()
+    taken = {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
+    m.zero_grad()
+    expected.backward()
+    for name, p in m.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(taken[name], p.grad, msg=name)
+    before = copy.deepcopy(m.state_dict())
+    toys.trainer(tmp_path, max_steps=2).fit(module, loader([batch(1), batch(2)]))
+    assert not torch.equal(before["text.embed.tok.weight"], m.state_dict()["text.embed.tok.weight"])
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.4, "queue": 0}, {"alpha": 0.0, "queue": 7}])
+def test_what_only_a_teacher_can_give_is_refused_without_one(settings):
+    with pytest.raises(UsageError, match="without a teacher"):
+        lit(momentum=None, **settings)
