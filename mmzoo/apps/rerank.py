@@ -92,6 +92,7 @@ def match_logits(
             done += len(some)
             if progress is not None:
                 progress(done, len(image))
+        del shared  # or the next pictures' would stand beside them
     return logits
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmzoo.errors import ZooError
-from mmzoo.metrics.rerank import choose, reranked
+from mmzoo.metrics.rerank import choose, reranked, reranked_standings
+from mmzoo.metrics.retrieval import recalls, standings
 
 
 def _brute(cosines: Tensor, matches: Tensor, fits: Tensor, k: int, depth: int) -> float:
@@ -59,3 +60,36 @@ def test_wrong_calls_are_refused() -> None:
         choose(eye, eye[:0], 1)
     with pytest.raises(ZooError, match="scores given"):
         reranked(choose(eye, eye, 2), torch.zeros(3), torch.arange(4)[:, None], torch.arange(4))
+
+
+@pytest.mark.parametrize("k", [1, 4, 50])
+def test_ranks_after_reranking_are_those_of_the_whole_list(k: int) -> None:
+    g = torch.Generator().manual_seed(k)
+    image, text = (normalize(torch.randn(n, 6, generator=g, dtype=torch.float64), dim=1) for n in (17, 23))
+    matches = torch.randint(5, (17, 23), generator=g).double()  # with ties
+    image_ids = torch.randint(-1, 9, (17, 2), generator=g)
+    text_ids = torch.randint(-1, 12, (23,), generator=g)
+    fits = ((image_ids[:, None] == text_ids[None, :, None]) & (image_ids[:, None] >= 0)).any(-1)
+    chosen = choose(image, text, k, block=5)
+    first = standings(image, text, image_ids=image_ids, text_ids=text_ids)
+    got = recalls(
+        *reranked_standings(chosen, matches[chosen.image, chosen.text], image_ids, text_ids, first), ks=(1, 3)
+    )
+    flat = reranked(chosen, matches[chosen.image, chosen.text], image_ids, text_ids, ks=(1,))
+    cosines = image @ text.T
+    for way, side, table, scores, fit in (
+        ("i2t", got.i2t, cosines, matches, fits),
+        ("t2i", got.t2i, cosines.T, matches.T, fits.T),
+    ):
+        ranks = []
+        for cosine, score, right in zip(table, scores, fit):
+            if right.any():
+                order = cosine.argsort(descending=True, stable=True).tolist()
+                # of equal scores the wrong ones first
+                head = sorted(order[:k], key=lambda i: (-float(score[i]), bool(right[i])))
+                ranks.append(next(r for r, i in enumerate(head + order[k:], 1) if right[i]))
+        assert side.mean_rank == pytest.approx(sum(ranks) / len(ranks))
+        assert side.recall == pytest.approx({d: sum(r <= d for r in ranks) / len(ranks) for d in (1, 3)})
+        assert side.queries == len(ranks)
+        if k > 1:
+            assert flat[f"{way}_r1"] == side.recall[1]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmzoo.errors import ZooError
-from mmzoo.metrics.retrieval import Retrieval, chance, recall, standings
+from mmzoo.metrics.retrieval import Retrieval, chance, chance_rank, recall, scored_standings, standings
 
 
 def embed(n, width=16, seed=0, dtype=torch.float64):
@@ -217,3 +217,24 @@ def test_errors_say_what_does_not_fit():
     ):
         with pytest.raises(ZooError, match=words):
             call()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_standings_of_scores_are_those_of_the_definition(chunk):
+    scores = torch.randint(6, (40, 70), generator=torch.Generator().manual_seed(3)).double()  # with ties
+    ours = scored_standings(scores, image_ids=IMAGE_IDS, text_ids=TEXT_IDS, chunk=chunk)
+    for standing, expected in zip(
+        ours, by_hand(scores, torch.eye(70).double(), IMAGE_IDS, TEXT_IDS), strict=True
+    ):
+        asked = expected[2] > 0
+        assert torch.equal(standing.positives, expected[2])
+        assert torch.equal(torch.stack(standing)[:, asked], expected[:, asked])
+    with pytest.raises(ZooError, match="not finite"):
+        scored_standings(scores / 0, image_ids=IMAGE_IDS, text_ids=TEXT_IDS)
+
+
+def test_the_mean_rank_of_a_random_order():
+    ranks = [min(places) for n in (1, 3) for places in combinations(range(1, 8), n)]
+    expected = (sum(ranks[:7]) / 7 + sum(ranks[7:]) / math.comb(7, 3)) / 2
+    assert chance_rank(torch.tensor([1, 0, 3]), 7) == pytest.approx(expected)
+    assert math.isnan(chance_rank(torch.tensor([0]), 7))
