@@ -1,6 +1,5 @@
 """Every carried config is a thing that runs: it parses, builds, and opens with its command, machine and result."""
 
-import functools
 import importlib.util
 import json
 import re
@@ -8,17 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from built import build
 from PIL import Image
 
 import mmzoo
 from mmzoo.cli.main import main
-from mmzoo.cli.zoo_cli import ZooCLI
 from mmzoo.data.modules import PictureData
-from mmzoo.interchange import meta_model
-from mmzoo.lit import LitBase, albef_tasks, base
-from mmzoo.paths import find_config, find_weights
-from mmzoo.start import start_parts
-from mmzoo.zoo import FAMILIES
+from mmzoo.lit import LitBase
+from mmzoo.paths import find_config
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 ALL = sorted(str(p.relative_to(ROOT).with_suffix("")) for p in ROOT.rglob("*.yaml"))
@@ -57,29 +53,6 @@ def runnable(names):
         pytest.param(n, marks=pytest.mark.skipif(bool(missing[n]), reason=reason + ", ".join(missing[n])))
         for n in names
     ]
-
-
-def there(start):
-    """The files to start from that exist."""
-    return {part: path for part, path in start.items() if find_weights(path).exists()}
-
-
-def build(monkeypatch, *words):
-    """What a command line builds, up to the moment of running; parameters take no memory."""
-    built = {}
-
-    class Look(ZooCLI):
-        def _run_subcommand(self, subcommand):
-            built.update(model=self.model, data=self.datamodule, trainer=self.trainer)
-
-    monkeypatch.setattr(base, "create_model", functools.partial(mmzoo.create_model, device="meta"))
-    # recipes that start from weights which are not here are built without
-    monkeypatch.setattr(
-        albef_tasks, "grown", lambda model, config: meta_model(FAMILIES["albef"], config).eval()
-    )
-    monkeypatch.setattr(base, "start_parts", lambda model, start: start_parts(model, there(start)))
-    Look(["fit", *words])
-    return built
 
 
 @pytest.mark.parametrize("name", runnable(RUNS))
