@@ -24,7 +24,7 @@ from mmzoo.weights.convert import Dropped, Outlet, Rest, lay_out, rest_of, told_
 from mmzoo.weights.io import WeightsDigest, load_strictly, write_json
 from mmzoo.weights.layout import Layout, Plain
 from mmzoo.weights.maps import get_layout
-from mmzoo.weights.rules import Rule, invert
+from mmzoo.weights.rules import Absent, Rule, invert
 from mmzoo.weights.write import is_file_name, open_writer, staged
 from mmzoo.zoo import FAMILIES, config_from, describe_config, family_of, get_config
 
@@ -135,6 +135,7 @@ def convert_with_report(
             )
         outlet = lay_out(to, plain, incoming.shapes)
         unsaid = _unsaid(to, outlet, incoming)
+        unsaid += [f"{r.target}: {r.op.why}" for r in outlet.rules if isinstance(r.op, Absent)]
         rules, names, weights, side = outlet.rules, outlet.shapes, to.weights, outlet.side
     folder = target
     if is_file_name(target):

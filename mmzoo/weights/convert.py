@@ -138,7 +138,7 @@ def _fit(layout: Layout, source: TensorSource) -> _Fit:
         source = _Modern(source, layout.old_names)
     for candidate in [source, *([_Prefixed(source, layout.prefix)] if layout.prefix else [])]:
         names = list(candidate.shapes())
-        unsigned = sum(s not in names for s in layout.signature)
+        unsigned = sum(s not in names for s in layout.signature) + (not layout.apart(candidate.shapes()))
         found.append(_Fit(unmatched(rules, names), unsigned, layout, candidate))
     return min(found, key=lambda fit: fit[:2])
 

@@ -42,6 +42,8 @@ class Layout(NamedTuple):
         read_only: Why mmzoo does not write this layout; empty where it does.
         probe: Fields that the table reads of a config beyond those of every family's towers, with values for which it
             claims all names that a file of this layout may have.
+        apart: Names and shapes to whether a file is of this layout, where that of another family claims its names
+            too.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Layout(NamedTuple):
     old_names: tuple[tuple[str, str], ...] = ()
     read_only: str = ""
     probe: Plain = {}  # noqa: RUF012 - never written to
+    apart: Callable[[Shapes], bool] = lambda shapes: True
 
 
 _ACTS = {

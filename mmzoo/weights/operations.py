@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = [
     "HWIO",
+    "Absent",
     "Arange",
     "Drop",
     "Fuse",
@@ -233,15 +234,42 @@ class RotaryPairs:
 
 @dataclass(frozen=True)
 class Tie:
-    """A second copy of a tensor that another rule already fills: it must be equal, and is written out again."""
+    """A second copy of a tensor that another rule already fills: it must be equal, and is written out again.
+
+    Attributes:
+        of: What happens between the copy's own tensors and ours.
+    """
+
+    of: Op = Same()
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """Take the one part."""
-        return parts[0]
+        """Put the copy together."""
+        return self.of.join(parts)
 
     def split(self, whole: Tensor, parts: int) -> list[Tensor]:
         """Write the copy."""
-        return [whole]
+        return self.of.split(whole, parts)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A number of ours that a layout does not keep: made when read, left out when written.
+
+    Attributes:
+        value: What it then is.
+        why: What a user loses.
+    """
+
+    value: float
+    why: str
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Make it, 0-dimensional float32."""
+        return torch.tensor(self.value)
+
+    def split(self, whole: Tensor, parts: int) -> list[Tensor]:
+        """Leave it out."""
+        return []
 
 
 @dataclass(frozen=True)

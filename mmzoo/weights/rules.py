@@ -20,6 +20,7 @@ from torch import Tensor
 from mmzoo.errors import ZooError, nearest
 from mmzoo.weights.operations import (
     HWIO,
+    Absent,
     Arange,
     Drop,
     Fuse,
@@ -39,6 +40,7 @@ from mmzoo.weights.operations import (
 
 __all__ = [
     "HWIO",
+    "Absent",
     "Arange",
     "Drop",
     "Fuse",
@@ -78,7 +80,7 @@ class Rule(NamedTuple):
     """One row of a weight map.
 
     Attributes:
-        source: A name in the layout, or several that make one tensor; `{i}` is a block number.
+        source: A name in the layout, or several that make one tensor, or none (`Absent`); `{i}` is a block number.
         target: The name in mmzoo's `state_dict`, or None for `Drop`, `Arange` and `Scalar`.
         op: What happens between the two.
     """
@@ -162,7 +164,7 @@ def apply(
     claimed, orphans = _claims(rules, list(shapes))
     made: dict[str, dict[int, str]] = {}
     ops: dict[str, Op] = {}
-    ties: list[tuple[str, str]] = []
+    ties: dict[tuple[str, int], dict[int, str]] = {}  # by target and rule
     constants: list[tuple[str, Arange | Scalar]] = []
     for name, claim in claimed.items():
         op = claim.rule.op
@@ -174,15 +176,19 @@ def apply(
         assert claim.rule.target is not None
         target = _fill(claim.rule.target, claim.block)
         if isinstance(op, Tie):
-            ties.append((name, target))
+            ties.setdefault((target, rules.index(claim.rule)), {})[claim.part] = name
             continue
         made.setdefault(target, {})[claim.part] = name
         ops[target] = op
-    parts_missing = []
     for rule in rules:
-        if rule.target is None or isinstance(rule.op, (Tie, Drop, Arange, Scalar)) or len(rule.sources) == 1:
+        if isinstance(rule.op, Absent) and rule.target is not None and rule.target in wanted:
+            made[rule.target], ops[rule.target] = {}, rule.op
+    parts_missing = []
+    for number, rule in enumerate(rules):
+        if rule.target is None or isinstance(rule.op, (Drop, Arange, Scalar)) or len(rule.sources) == 1:
             continue
-        for target, parts in made.items():
+        found = {t: p for (t, n), p in ties.items() if n == number} if isinstance(rule.op, Tie) else made
+        for target, parts in found.items():
             match = _pattern(rule.target).match(target)
             if match and len(parts) < len(rule.sources):
                 block = match.groupdict().get("i")
@@ -199,39 +205,53 @@ def apply(
         if lacking or missing:
             sides.append(_listing("missing", lacking or missing))
         raise ZooError(f"{where} does not fit: {'; '.join(sides)}.{hint}")
-    wrong = []
-    for target, parts in made.items():
-        # meta tensors run the operation on shapes alone
-        try:
-            empty = [torch.empty(shapes[parts[p]], device="meta") for p in range(len(parts))]
-            found = tuple(ops[target].join(empty).shape)
-        except (RuntimeError, IndexError, ValueError):
-            found = ()
-        if found != wanted[target]:
-            stored = " + ".join(f"{parts[p]} {shapes[parts[p]]}" for p in range(len(parts)))
-            wrong.append(f"{stored} does not make {target} {wanted[target]}")
+    wrong = [
+        f"{_stored(parts, shapes)} does not make {target} {wanted[target]}"
+        for target, parts in made.items()
+        if _joined(ops[target], parts, shapes) != wanted[target]
+    ]
     wrong += [
-        f"{name} {shapes[name]} is no copy of {target} {wanted.get(target)}"
-        for name, target in ties
-        if shapes[name] != wanted.get(target)
+        f"{_stored(parts, shapes)} is no copy of {target} {wanted.get(target)}"
+        for (target, number), parts in ties.items()
+        if _joined(_op(rules[number]), parts, shapes) != wanted.get(target)
     ]
     if wrong:
         raise ZooError(f"{where} does not fit: {_listing('of another shape', sorted(wrong), 3)}.{hint}")
     for name, constant in constants:
         if not torch.equal(source.tensor(name).reshape(-1).long().cpu(), constant.make().reshape(-1)):
             raise ZooError(f"{where}: {name} should hold {constant} and does not.{hint}")
-    tied: dict[str, list[str]] = {}
-    for name, target in ties:
-        tied.setdefault(target, []).append(name)
+    copies: dict[str, list[int]] = {}
+    for target, number in ties:
+        copies.setdefault(target, []).append(number)
     for target, parts in sorted(made.items()):
         tensor = ops[target].join([source.tensor(parts[p]) for p in range(len(parts))])
-        for name in tied.get(target, []):
-            if not torch.equal(source.tensor(name), tensor):
+        for number in copies.get(target, []):
+            copy = ties[target, number]
+            if not torch.equal(
+                _op(rules[number]).join([source.tensor(copy[p]) for p in range(len(copy))]), tensor
+            ):
                 raise ZooError(
-                    f"{where}: {name} should equal {', '.join(parts.values())}, as the two are one tensor in "
-                    "the model, and does not: the file was edited, or trained untied."
+                    f"{where}: {', '.join(copy.values())} should equal {', '.join(parts.values())}, as the two are one "
+                    "tensor in the model, and does not: the file was edited, or trained untied."
                 )
         yield target, tensor
+
+
+def _op(rule: Rule) -> Op:
+    assert not isinstance(rule.op, (Drop, Arange, Scalar))
+    return rule.op
+
+
+def _joined(op: Op, parts: dict[int, str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape that these parts make, or None: meta tensors run the operation on shapes alone."""
+    try:
+        return tuple(op.join([torch.empty(shapes[parts[p]], device="meta") for p in range(len(parts))]).shape)
+    except (RuntimeError, IndexError, ValueError):
+        return None
+
+
+def _stored(parts: dict[int, str], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return " + ".join(f"{parts[p]} {shapes[parts[p]]}" for p in range(len(parts)))
 
 
 def _sources_of(rules: list[Rule], target: str) -> list[str]:

