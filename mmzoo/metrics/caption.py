@@ -121,15 +121,18 @@ def _clipped(words: Words, texts: Sequence[Words]) -> list[int]:
     """How many n-grams of a candidate its references have, each at most as often as one of them."""
     hits = []
     for n in range(1, ORDERS + 1):
-        most: Counter[tuple[str, ...]] = Counter()
-        for text in texts:
-            most |= _ngrams(text, n)
-        hits.append(sum((_ngrams(words, n) & most).values()))
+        theirs = [_ngrams(text, n) for text in texts]
+        known = set().union(*theirs)
+        found = 0
+        for gram, count in Counter(_ngrams(words, n)).items():
+            if gram in known:
+                found += 1 if count == 1 else min(count, max(own.count(gram) for own in theirs))
+        hits.append(found)
     return hits
 
 
-def _ngrams(words: Words, n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(words[i:] for i in range(n)), strict=False))
+def _ngrams(words: Words, n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 def _bleu(right: Sequence[int], guessed: Sequence[int], length: int, reference: int) -> list[float]:

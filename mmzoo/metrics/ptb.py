@@ -105,7 +105,11 @@ RULES = tuple(
         r"((?:[:;=]['’]?-?[()\[\]]|[:;=]-?[DPpO]|:3)(?!\w)|\^_\^|-_-)",
     )
 )
-PLAIN = re.compile(r"(?!(?i:cannot|gonna|gotta|wanna|gimme|lemme)\b)[A-Za-z]+(?=\s|$)")
+# Most words of captions: letters that no rule treats in another way than to take all of them, and a sign after them.
+PLAIN = re.compile(
+    rf"(?!(?i:cannot|gonna|gotta|wanna|gimme|lemme|(?:{ABBREVIATIONS}|{ABBREVIATED_NAMES}|{BEFORE_NUMBERS})\.)(?![A-Za-z]))"
+    r"([A-Za-z]+)(?:[.,;:!?]?(?=\s))"
+)
 LINE_END = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 SPACE = re.compile(r"[^\S\n]+|[\x00-\x09\x0e-\x1b\x7f]+")
 # Tokens that are written otherwise.
@@ -142,7 +146,7 @@ def ptb_tokenize(captions: Iterable[str]) -> list[list[str]]:
     place, end = 0, len(text) - 1
     while place < end:
         if plain := PLAIN.match(text, place):  # nearly every word of a caption
-            lines[-1].append(plain[0].lower())
+            lines[-1].append(plain[1].lower())
             place = plain.end()
         elif gap := SPACE.match(text, place):
             place = gap.end()
