@@ -14,6 +14,8 @@ __all__ = ["Negatives", "Weighting", "draw_negatives"]
 
 Weighting = Literal["log", "albef", "blip"]
 
+_STEPS = 2**32  # the weight of a row's likeliest negative; what has less than one step is never drawn
+
 
 class Negatives(NamedTuple):
     """One drawn partner for each item; where none is found the index is 0 and the row must be left out."""
@@ -41,8 +43,7 @@ def draw_negatives(
 
     A partner's weight is the softmax of its row of scores, positives struck out:
 
-    - "log" keeps the weights in log space, so that none underflows: whatever the scores, a row with any negative
-      has one.
+    - "log" takes the softmax over the negatives alone, so that whatever the scores, a row with any negative has one.
     - "albef" takes the softmax itself, as ALBEF's code does: what underflows has weight 0, and a row left with
       nothing else counts as not found (where the original fails).
     - "blip" adds 1e-4 to the softmax, as BLIP's code does, so that every negative keeps a chance.
@@ -70,18 +71,30 @@ def draw_negatives(
 def _draw(
     scores: Tensor, positives: tuple[Tensor, Tensor], generator: torch.Generator | None, weighting: Weighting
 ) -> tuple[Tensor, Tensor]:
-    """(R,) drawn column and whether there was one: the arg-max of log-weights with Gumbel noise."""
-    weight = scores.to(at_least_float32(scores), copy=True)
-    if weighting == "albef":
-        weight = weight.softmax(1).log_()
-    elif weighting == "blip":
-        weight = weight.softmax(1).add_(1e-4).log_()
-    weight[positives] = float("-inf")
-    best = weight.amax(1, keepdim=True)
-    found = best[:, 0] > float("-inf")
-    # relative to the best negative, since beside a score of 1e4 float32 would round the noise
-    weight -= torch.where(found[:, None], best, 0)
+    """(R,) drawn column and whether there was one.
+
+    A row's weights lie end to end, in steps of which the best has 2^32, and one number says where to look: a thousand
+    rows need a thousand random numbers, where Gumbel noise or torch's `multinomial` need a million.
+    """
+    dtype = at_least_float32(scores)
+    weight = scores.to(dtype).clone(memory_format=torch.contiguous_format)
+    if weighting == "log":
+        weight[positives] = float("-inf")
+        best = weight.amax(1, keepdim=True)
+        found = best > float("-inf")
+        weight.sub_(best).exp_()
+    else:
+        weight = weight.softmax(1)
+        if weighting == "blip":
+            weight += 1e-4
+        weight[positives] = 0
+        best = weight.amax(1, keepdim=True)
+        found = best > 0
+        weight /= best
+    # whole numbers add up to the same in any order, on every device: what has no weight has no room between two edges
+    edges = weight.mul_(_STEPS).long().cumsum_(1)
+    total = torch.where(found, edges[:, -1:], 1)
     device = scores.device if generator is None else generator.device
-    noise = torch.empty(weight.shape, dtype=weight.dtype, device=device).exponential_(generator=generator)
-    weight -= noise.clamp_min_(torch.finfo(weight.dtype).tiny).log_().to(weight.device)
-    return weight.argmax(1), found
+    ticket = torch.randint(2**63 - 1, total.shape, generator=generator, device=device).to(total.device)
+    column = torch.searchsorted(edges, ticket % total, right=True)
+    return torch.where(found, column, 0)[:, 0], found[:, 0]
