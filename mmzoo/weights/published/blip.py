@@ -2,10 +2,10 @@
 
 Origins. salesforce/BLIP (056a169): addresses from README.md, image sizes from `configs/`, the squash from
 `data/__init__.py`, where texts are cut from `models/`. salesforce/LAVIS (506965b): addresses and image sizes from
-`lavis/configs/models/blip_*.yaml` and `pnp-vqa/`, numbers from `docs/benchmark.rst`, each given to the file that its configuration loads. mmpretrain
-(ee7f2e88): `configs/blip/README.md`, measured by its authors on the files named in `metafile.yml`. Paper:
-arXiv:2201.12086, tables 5, 7 and 8, the rows for 129 million images that README.md names the files by. Licence
-BSD-3-Clause throughout. Commits, hashes and sizes as `mmzoo.weights.catalog` says.
+`lavis/configs/models/blip_*.yaml` and `pnp-vqa/`, numbers from `docs/benchmark.rst`, each given to the file that its
+configuration loads. mmpretrain (ee7f2e88): `configs/blip/README.md`, measured by its authors on the files named in
+`metafile.yml`. Paper: arXiv:2201.12086, tables 5, 7 and 8, the rows for 129 million images that README.md names the
+files by. Licence BSD-3-Clause throughout. Commits, hashes and sizes as `mmzoo.weights.catalog` says.
 """
 
 from __future__ import annotations
