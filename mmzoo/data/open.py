@@ -11,9 +11,10 @@ from mmzoo.data.sources.common import IMAGE_SUFFIXES, choose_split, subfolders
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.paths import find_data
 
-__all__ = ["list_splits", "open_joint", "open_source"]
+__all__ = ["list_splits", "open_joint", "open_source", "recognise_source"]
 
 EASY_VQA = frozenset({"easy-vqa", "easy_vqa", "easyvqa"})
+CAPTIONS = ("captions", "coco-captions")  # of `KINDS`
 # Folder names that are splits rather than classes.
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
@@ -26,6 +27,7 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
     | a folder with `captions.jsonl`, or such a file itself | pictures with captions |
     | a folder of class folders | pictures with classes |
     | a Karpathy JSON file, or a folder with exactly one | pictures with captions and splits |
+    | COCO's or NoCaps' captions (`captions_val2014.json`), or a folder of some | pictures with captions, splits |
     | ALBEF's or LAVIS's list of captions (`coco_train.json`), or a folder of some | pictures with captions, splits |
     | `*.tar`, a glob, braces (`{000..009}.tar`), or a folder of them | indexed shards |
     | a folder with `emoji.json` | the emoji set |
@@ -82,6 +84,10 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
         from mmzoo.data.sources.jsonl import JsonlSource
 
         return JsonlSource(found)
+    if kind == "coco":
+        from mmzoo.data.sources.coco_captions import CocoCaptionsSource
+
+        return CocoCaptionsSource(found)
     if kind == "list":
         from mmzoo.data.sources.captions import CaptionListSource
 
@@ -93,6 +99,26 @@ def open_source(path: str | Path, *, split: str | None = None, by: str | None = 
     from mmzoo.data.sources.folder import ImageFolderSource
 
     return ImageFolderSource(found)
+
+
+def recognise_source(path: str | Path, split: str | None = None) -> tuple[str, Path]:
+    """Tell what lies at a path, and where: `"coco"`, `"karpathy"`, `"list"`, or what else `open_source` tells apart.
+
+    Args:
+        path: As for `open_source`.
+        split: Chooses among the files of a folder.
+
+    Raises:
+        ZooError: As of `open_source`.
+        UsageError: Unknown split.
+    """
+    if len(_parts(path)) > 1:
+        return "joint", Path(path)
+    kind, found = _recognise(path)
+    if kind == "lists" and split is not None:
+        lists = _list_files(found)
+        return _recognise(lists[choose_split(split, tuple(lists), path)])
+    return kind, found
 
 
 def list_splits(path: str | Path) -> tuple[str, ...]:
@@ -182,11 +208,12 @@ def _recognise(path: str | Path) -> tuple[str, Path]:
         kinds = {".jsonl": "jsonl", ".json": "karpathy", ".tar": "tar"}
         if found.suffix not in kinds:
             raise ZooError(
-                f"{path} is a {found.suffix or 'nameless'} file; expected .jsonl, .json (a list of captions, or "
-                "Karpathy's) or .tar."
+                f"{path} is a {found.suffix or 'nameless'} file; expected .jsonl, .json (a list of captions, COCO's "
+                "or Karpathy's) or .tar."
             )
         if found.suffix == ".json" and recognise(found) is not None:
-            expect(found, ("captions",), "CaptionsData")
+            if expect(found, CAPTIONS, "CaptionsData") == "coco-captions":
+                return "coco", found
             return ("karpathy" if _looks_like_karpathy(found) else "list"), found
         return kinds[found.suffix], found
     return _recognise_folder(path, found)
@@ -223,14 +250,14 @@ def _looks_like_karpathy(file: Path) -> bool:
     """Whether a JSON file opens like a list of pictures with sentences, rather than some settings."""
     with file.open("rb") as opened:
         head = opened.read(2**16)
-    return b'"images"' in head or b'"sentences"' in head
+    return (b'"images"' in head or b'"sentences"' in head) and recognise(file) != "coco-captions"
 
 
 def _list_files(folder: Path) -> dict[str, Path]:
-    """The folder's lists of captions, by the split that their names tell."""
+    """The folder's lists of captions, COCO's own layout included, by the split that their names tell."""
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.json")):
-        split = split_of(file) if recognise(file) == "captions" and not _looks_like_karpathy(file) else None
+        split = split_of(file) if recognise(file) in CAPTIONS and not _looks_like_karpathy(file) else None
         if split in found:
             raise UsageError(
                 f"{folder}: {found[split].name} and {file.name} are both {split}; give the file itself."

@@ -44,6 +44,7 @@ KINDS = {
     "snli-ve": "SNLI-VE's sentences in the official layout",
     "snli-ve-list": "SNLI-VE's sentences in a list, as ALBEF and LAVIS publish them",
     "captions": "captions",
+    "coco-captions": "captions in COCO's layout",
 }
 """What can be recognised, and what to call it."""
 
@@ -56,6 +57,9 @@ _MARKS: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("vqa-answers", "multiple_choice_answer"),
         ("vqa", "questions question_id"),
         ("captions", "sentences"),
+        ("coco-captions", "images file_name"),  # the captions themselves come after megabytes of pictures
+        ("coco-captions", "images open_images_id"),
+        ("coco-captions", "annotations caption"),
         ("nlvr2-list", "images sentence"),
         ("nlvr2", "identifier sentence"),
         ("snli-ve", "gold_label"),
