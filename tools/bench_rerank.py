@@ -5,9 +5,9 @@
 Both sides start from the picture's 577 tokens and the ids of the texts, and give the matching logits. mmzoo projects
 the picture's keys and values once, folds all texts into one query sequence and computes no padding. The peer does what
 salesforce/ALBEF's evaluation does: texts padded to 30 tokens, the picture repeated for each of them, keys and values
-projected for each pair and layer. It is built of transformers' BERT layers; random weights are copied from it tensor by
-tensor. Its attention is transformers' eager one, as ALBEF's own is written out; `--attention sdpa` gives it a fused
-one.
+projected for each pair and layer. It is built of transformers' BERT layers (`tools/albef_port.py`); random weights are
+copied from it tensor by tensor. Its attention is transformers' eager one, as ALBEF's own is written out;
+`--attention sdpa` gives it a fused one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import benchlib
 
@@ -23,41 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 
 PADDED = 30
 SHORTEST, LONGEST = 9, 15
-
-
-def build_port(attention: str) -> Any:
-    """ALBEF's text transformer and matching head of transformers' layers, with random weights."""
-    import torch
-    from torch import Tensor, nn
-    from transformers import BertConfig
-    from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
-
-    class Port(nn.Module):
-        """Layers 0 to 5 read the text, 6 to 11 the picture too."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            # a decoder, or transformers builds no cross-attention; what is causal is said by the mask
-            config = BertConfig(is_decoder=True, layer_norm_eps=1e-12, attn_implementation=attention)
-            self.embeddings = BertEmbeddings(config)
-            layers = []
-            for i in range(12):
-                config.add_cross_attention = i >= 6
-                layers.append(BertLayer(config))
-            self.layer = nn.ModuleList(layers)
-            self.itm_head = nn.Linear(768, 2)
-
-        def forward(self, tokens: Tensor, ids: Tensor, keep: Tensor) -> Tensor:
-            """Logits (T, 2) of texts (T, 30) with the tokens (1, N, D) of one picture."""
-            mask = torch.zeros(len(ids), 1, 1, ids.shape[1]).masked_fill(~keep[:, None, None], -torch.inf)
-            image = tokens.repeat(len(ids), 1, 1)
-            image_mask = torch.zeros(len(ids), 1, 1, tokens.shape[1])
-            x = self.embeddings(ids)
-            for i, layer in enumerate(self.layer):
-                x = layer(x, mask.expand(-1, -1, ids.shape[1], -1), *((image, image_mask) if i >= 6 else ()))
-            return self.itm_head(x[:, 0])
-
-    return Port().eval()
 
 
 def main() -> int:
@@ -75,6 +39,7 @@ def main() -> int:
 
     import torch
     from albef_oracle import copy_words
+    from albef_port import Words
 
     from mmzoo.layers.image_kv import ImageKV
     from mmzoo.models.albef import ALBEF
@@ -82,10 +47,10 @@ def main() -> int:
 
     benchlib.fix_threads()
     torch.manual_seed(0)
-    port = build_port(args.attention)
+    port, match = Words(args.attention).eval(), torch.nn.Linear(768, 2)
     ours: ALBEF = create_model("albef-b16")
     copy_words(ours.text, port)
-    ours.match_head.load_state_dict(port.itm_head.state_dict())
+    ours.match_head.load_state_dict(match.state_dict())
     # the picture's tokens are given, so that its tower need not be built for 384 pixels
     tokens = torch.randn(1, 577, 768)
 
@@ -93,6 +58,9 @@ def main() -> int:
         kv: ImageKV = ours.project(tokens)
         index = torch.zeros(len(ids), dtype=torch.long)
         return ours.match_states(ours.text_states(ids, keep, packed=True), keep, kv, index, packed=True)
+
+    def repeat(ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return match(port.fusion(port.text(ids, keep), keep, tokens.repeat(len(ids), 1, 1))[:, 0])
 
     rows, status = [], 0
     with torch.inference_mode():
@@ -103,7 +71,7 @@ def main() -> int:
             row = benchlib.duel(
                 f"re-ranking of 1 picture x {count} texts, ALBEF-B/16 at 384 pixels",
                 lambda ids=ids, keep=keep: share(ids, keep),
-                lambda ids=ids, keep=keep: port(tokens, ids, keep),
+                lambda ids=ids, keep=keep: repeat(ids, keep),
                 tolerance=1e-4,
                 rounds=args.rounds if count <= 32 else 3,
                 note=f"{lengths.float().mean():.1f} tokens on average; transformers' {args.attention} attention",
