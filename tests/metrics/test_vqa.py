@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmzoo.errors import ZooError
-from mmzoo.metrics.vqa import PairVerdicts, VQAAccuracy, answer_accuracy
+from mmzoo.metrics.vqa import PairVerdicts, VQAAccuracy, answer_accuracy, constant_accuracy
 from mmzoo.processing.answers import normalise_answer, strip_punctuation
 
 
@@ -122,6 +122,7 @@ def test_consistency_wants_every_pair_of_a_sentence():
     assert report.consistency == 0.5
     assert (report.pairs, report.sentences, report.unpublished) == (6, 2, 1)
     assert report.majority == pytest.approx(4 / 6)
+    assert report.guessed_consistency == pytest.approx((4 / 6) ** 3)
     order = torch.tensor([6, 2, 5, 0, 4, 3, 1])
     split = PairVerdicts()
     for part in order.split(3):  # a sentence's pairs come in different batches
@@ -141,3 +142,10 @@ def test_verdicts_that_make_no_sense_are_refused():
     report = metric.compute()
     assert math.isnan(report.consistency)
     assert report.unpublished == 2
+
+
+def test_what_always_giving_one_answer_gets():
+    said = [("no",) * 10, ("red",) * 7 + ("no",) * 3, (), ("yes",) * 3]
+    assert constant_accuracy(said) == pytest.approx((1 + 0.9 + 0) / 3)  # "no"
+    assert constant_accuracy([("b",), ("a",), ("c",)]) == pytest.approx(1 / 3)
+    assert constant_accuracy([(), ()]) == 0.0
