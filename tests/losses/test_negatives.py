@@ -172,3 +172,26 @@ def test_the_number_of_operations_does_not_grow_with_the_batch():
             draw_negatives(torch.zeros(batch, batch), Diagonal(batch), generator=generator())
         calls.append(count.calls)
     assert calls[0] == calls[1]
+
+
+def test_one_random_number_for_each_image_and_text():
+    states = []
+    for images, texts in ((5, 5), (2, 8)):
+        source = generator()
+        positives = Positives(torch.arange(images), torch.arange(texts))
+        draw_negatives(torch.zeros(images, texts), positives, generator=source)
+        states.append(source.get_state())
+    assert torch.equal(*states)
+    source = generator()
+    draw_negatives(torch.zeros(5, 6), Positives(torch.arange(5), torch.arange(6)), generator=source)
+    assert not torch.equal(source.get_state(), states[0])
+
+
+def test_a_row_of_many_struck_out_columns_never_gives_one_of_them():
+    # most columns have no width at all: no ticket may fall on the edge that they share with a real one
+    count = 3000
+    scores = torch.full((count, count), -1e4)
+    scores[:, ::7] = 0.0
+    drawn = draw_negatives(scores, Diagonal(count), generator=generator()).text
+    assert (drawn % 7 == 0).all()
+    assert (drawn != torch.arange(count)).all()
