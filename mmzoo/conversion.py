@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmzoo.config import from_dict, paths_of, to_dict
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.interchange import meta_model, open_weights, shapes_of
+from mmzoo.interchange import meta_model, open_weights, shapes_of, words_of
 from mmzoo.models.capabilities import capabilities_of
 from mmzoo.paths import find_weights
 from mmzoo.weights.card import model_card
@@ -141,7 +141,7 @@ def convert_with_report(
     if is_file_name(target):
         folder, weights, side = target.parent, target.name, {}
     elif layout == "mmzoo":
-        side["processor.json"] = _processor_file(incoming.config)
+        side["processor.json"] = _processor_file(incoming)
     if weights.endswith(".npz") and (layout == "mmzoo" or not get_layout(layout).weights.endswith(".npz")):
         raise UsageError(f"{layout} is not an npz layout: end {target.name} in .safetensors or .pt.")
     if (folder / weights).exists() and source.exists() and _holds(source, folder / weights):
@@ -196,6 +196,7 @@ class _Incoming(NamedTuple):
     tensors_read: int
     rest: Rest
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    words: tuple[str, ...] | None = None  # of a closed list, where its files tell them
 
 
 def _incoming(path: Path, model: str | None, layout: str | None) -> _Incoming:
@@ -212,7 +213,8 @@ def _incoming(path: Path, model: str | None, layout: str | None) -> _Incoming:
         def published() -> Iterator[tuple[str, Tensor]]:
             return checkpoint.tensors(to_dict(config), shapes)
 
-        return _Incoming(checkpoint.layout.name, family, config, shapes, len(names), rest, published)
+        words = words_of(checkpoint, config)
+        return _Incoming(checkpoint.layout.name, family, config, shapes, len(names), rest, published, words)
     source = opened.source
     assert source is not None
     config = opened.config if known is None else known
@@ -296,10 +298,12 @@ def _config_file(incoming: _Incoming) -> Plain:
     return describe_config(incoming.config)
 
 
-def _processor_file(config: Any) -> Plain:
+def _processor_file(incoming: _Incoming) -> Plain:
     from mmzoo.processing.processor import Processor
 
-    return Processor.of(config).to_dict()
+    processor = Processor.of(incoming.config)
+    processor.answers = incoming.words
+    return processor.to_dict()
 
 
 def _card(incoming: _Incoming, name: str, ledger: _Ledger) -> str:

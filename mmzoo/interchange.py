@@ -33,6 +33,7 @@ __all__ = [
     "open_weights",
     "refuse_contradictions",
     "shapes_of",
+    "words_of",
 ]
 
 
@@ -270,7 +271,16 @@ def filled_model(
                 return fill(FAMILIES[family], config, state, str(path))
             except ZooError as error:
                 raise ZooError(f"{error}{hint}") from None
-    return fill(FAMILIES[family], config, state, str(path))
+    model = fill(FAMILIES[family], config, state, str(path))
+    if opened.checkpoint is not None and (words := words_of(opened.checkpoint, config)) is not None:
+        model.answers = words  # type: ignore[assignment]
+    return model
+
+
+def words_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...] | None:
+    """The words of a published model's closed list, if the files beside it name as many as the config says."""
+    words = checkpoint.layout.words(checkpoint.side)
+    return words if words is not None and len(words) == getattr(config, "answers", None) else None
 
 
 def fill(family: Family, config: Any, state: dict[str, Tensor], where: str) -> nn.Module:

@@ -306,7 +306,7 @@ def create_model(
 
 
 def create_processor(name_or_model: str | nn.Module) -> Processor:
-    """The preprocessing that belongs to a model: `images`, `texts`, `decode`.
+    """The preprocessing that belongs to a model: `images`, `texts`, `decode`; with answers, if its weights told them.
 
     Args:
         name_or_model: A name of `list_models()`, or a model of the zoo.
@@ -322,7 +322,9 @@ def create_processor(name_or_model: str | nn.Module) -> Processor:
     else:
         family_of(name_or_model)
         config = name_or_model.config
-    return Processor.of(config)
+    processor = Processor.of(config)
+    processor.answers = getattr(name_or_model, "answers", None)
+    return processor
 
 
 def save(

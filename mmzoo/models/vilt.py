@@ -303,9 +303,15 @@ class ViLT(ExplainsByJoint, Stack):
 
 
 class ViLTVQA(Stack):
-    """Answers questions about images from a closed list. Capability: `AnswersFromList`."""
+    """Answers questions about images from a closed list. Capability: `AnswersFromList`.
+
+    Attributes:
+        answers: The list, in the order of the logits, where the files of the weights told it. A processor made for the
+            model starts with it.
+    """
 
     config: ViLTVQAConfig
+    answers: tuple[str, ...] | None = None
 
     def __init__(self, config: ViLTVQAConfig):
         super().__init__(config)

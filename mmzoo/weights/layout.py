@@ -44,6 +44,8 @@ class Layout(NamedTuple):
             claims all names that a file of this layout may have.
         apart: Names and shapes to whether a file is of this layout, where that of another family claims its names
             too.
+        words: The files beside the checkpoint to the words of a closed list, in the order of the model's outputs; None
+            where they tell none.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Layout(NamedTuple):
     read_only: str = ""
     probe: Plain = {}  # noqa: RUF012 - never written to
     apart: Callable[[Shapes], bool] = lambda shapes: True
+    words: Callable[[dict[str, Any]], tuple[str, ...] | None] = lambda side: None
 
 
 _ACTS = {

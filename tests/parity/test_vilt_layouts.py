@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -32,12 +33,12 @@ def _config(name: str, **changes):
     )
 
 
-def _theirs(kind: str, **changes):
+def _theirs(kind: str, vocab: int = VOCAB, **changes):
     import transformers
 
     torch.manual_seed(0)
     config = transformers.ViltConfig(
-        vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=WIDTH, num_hidden_layers=3,
+        vocab_size=vocab, max_position_embeddings=CONTEXT, hidden_size=WIDTH, num_hidden_layers=3,
         num_attention_heads=3, intermediate_size=60, image_size=SIDE, patch_size=PATCH, tie_word_embeddings=False,
         **changes,
     )  # fmt: skip
@@ -106,6 +107,45 @@ def test_transformers_and_back(kind, tmp_path):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
     torch.testing.assert_close(_outputs(kind, ours, back.eval())[1], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_words_of_answers_come_with_the_config_beside_them(tmp_path):
+    """Hub files number their answers in `id2label`; a list that nobody has named is no list."""
+    import transformers
+
+    words = ("yes", "no", "2", "red", "blue", "left", "a dog")
+    named = {"id2label": dict(enumerate(words)), "label2id": {word: i for i, word in enumerate(words)}}
+    variant = _config("vilt-b32-vqa", answers=ANSWERS)
+    for folder, told, expected in (("named", named, words), ("bare", {"num_labels": ANSWERS}, None)):
+        hf = _theirs("ViltForQuestionAnswering", **told)
+        hf.save_pretrained(tmp_path / folder)
+        model = mmzoo.create_model("vilt-b32-vqa", config=variant, pretrained=tmp_path / folder)
+        assert model.answers == mmzoo.create_processor(model).answers == expected
+    other = _config("vilt-b32-vqa", answers=ANSWERS)
+    assert (
+        mmzoo.create_processor(mmzoo.create_model("vilt-b32-vqa", config=other, device="meta")).answers
+        is None
+    )
+    # a list of another length than the head is somebody else's
+    content = json.loads((tmp_path / "named/config.json").read_text())
+    del content["id2label"]["6"]
+    (tmp_path / "named/config.json").write_text(json.dumps(content))
+    model = mmzoo.create_model("vilt-b32-vqa", config=variant, pretrained=tmp_path / "named")
+    assert model.answers is None
+    assert transformers.ViltConfig.from_pretrained(tmp_path / "bare").id2label[0] == "LABEL_0"
+
+
+def test_conversion_keeps_the_words_of_answers(tmp_path):
+    words = [f"answer {i}" for i in range(ANSWERS)]
+    from transformers import (
+        BertConfig,
+    )  # a vocabulary of the published size, which a processor is written with
+
+    hf = _theirs("ViltForQuestionAnswering", id2label=dict(enumerate(words)), vocab=BertConfig().vocab_size)
+    hf.save_pretrained(tmp_path / "hf")
+    mmzoo.convert(tmp_path / "hf", tmp_path / "own", layout="mmzoo")
+    _, processor = mmzoo.load(tmp_path / "own")
+    assert processor.answers == tuple(words)
 
 
 def _processor(config):

@@ -156,6 +156,16 @@ def _transformers(shapes: Shapes, side: dict[str, Any]) -> Plain:
     return found | kind
 
 
+def _transformers_words(side: dict[str, Any]) -> tuple[str, ...] | None:
+    """Answers by their numbers; a list that nobody has named has `LABEL_0` and so on, or is left out."""
+    told = side.get("config.json", {}).get("id2label")
+    if not isinstance(told, dict):
+        return None
+    words = tuple(told.get(str(i)) for i in range(len(told)))
+    found = tuple(word for i, word in enumerate(words) if isinstance(word, str) and word != f"LABEL_{i}")
+    return found if len(found) == len(told) else None
+
+
 def _transformers_rules(config: Plain) -> list[Rule]:
     target = "answer_head" if "answers" in config else "compare_head"
     return [
@@ -221,5 +231,6 @@ LAYOUTS = [
         _transformers_side,
         # until version 5 the decoder had no bias of its own
         old_names=(("mlm_score.bias", "mlm_score.decoder.bias"),),
+        words=_transformers_words,
     ),
 ]
