@@ -204,7 +204,8 @@ class LitViLTVQA(LitBase):
         if words is None:
             raise UsageError("nobody has named the answers: give data with a closed list.")
         best = self.model.answer_logits(batch.images, batch.ids, batch.keep).argmax(1).tolist()
-        return {"question_id": batch.question_ids, "answer": [words[i] for i in best]}
+        answers = [words[i] for i in best]
+        return {"keys": batch.keys, "question_id": batch.question_ids, "answer": answers}
 
 
 class LitViLTNLVR2(LitBase):
