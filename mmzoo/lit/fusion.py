@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import Trainer
@@ -81,17 +81,27 @@ class HeldOutFusion(HeldOutPairs):
         model: Matches images with texts.
         rerank: How many candidates of each image and each text are matched; 0 for none. Image tokens of the whole split
             are held in memory for it.
+        ranks_by: What orders candidates: whether they match (ALBEF), or the logit of that plus the cosine (BLIP).
+        word_task: What the numbers of words are called.
 
     Attributes:
         matching: Takes logits (R, 2) of pairs, half of them hard negatives.
-        words: Takes logits (R, V) of masked words.
+        words: Takes logits (R, V) of words.
     """
 
-    def __init__(self, model: Matches, rerank: int) -> None:
+    def __init__(
+        self,
+        model: Matches,
+        rerank: int,
+        *,
+        ranks_by: Literal["itm", "itm+itc"] = "itm",
+        word_task: str = "mlm",
+    ) -> None:
         super().__init__()
         self.score = ("i2t_r1", "t2i_r1") if rerank == 0 else ("reranked_i2t_r1", "reranked_t2i_r1")
         self.matching, self.words = HeldOutClasses(), HeldOutClasses()
         self._model, self._rerank = model, rerank
+        self._ranks_by, self._word_task = ranks_by, word_task
         self._seen: list[_Seen] = []
 
     def hold(self, tokens: Tensor, batch: CaptionBatch) -> None:
@@ -100,12 +110,12 @@ class HeldOutFusion(HeldOutPairs):
             self._seen.append(_Seen(tokens, batch.ids, batch.keep))
 
     def numbers(self) -> Numbers:
-        """Recall by cosine, recall after re-ranking, accuracy of matching and of masked words."""
+        """Recall by cosine, recall after re-ranking, accuracy of matching and of words."""
         found = super().numbers()
         if self._rerank:
             chances = {name: chance for name, (_, chance) in found.items()}
             found |= {f"reranked_{n}": (value, chances[n]) for n, value in self._reranked().items()}
-        for name, collector in (("itm", self.matching), ("mlm", self.words)):
+        for name, collector in (("itm", self.matching), (self._word_task, self.words)):
             if not collector.empty:
                 found |= {f"{name}_{metric}": number for metric, number in collector.numbers().items()}
         return found
@@ -128,7 +138,11 @@ class HeldOutFusion(HeldOutPairs):
             for some in mine.split(1024):
                 which, row = chosen.text[some], chosen.image[some] - first
                 logits = self._model.match_states(states[0][which], states[1][which], kv, row)
-                scores[some] = (logits[:, 1] - logits[:, 0]).to(scores)
+                if self._ranks_by == "itm":
+                    scores[some] = (logits[:, 1] - logits[:, 0]).to(scores)
+                else:
+                    cosines = torch.linalg.vecdot(image[chosen.image[some]], text[which])
+                    scores[some] = logits[:, 1].to(scores) + cosines
             first += len(part)
         if dist.world() > 1:
             torch.distributed.all_reduce(scores)  # each pair was scored by one process, and is 0 elsewhere

@@ -5,10 +5,10 @@ import functools
 import mmzoo
 from mmzoo.cli.zoo_cli import ZooCLI
 from mmzoo.interchange import meta_model
-from mmzoo.lit import albef_tasks, base
+from mmzoo.lit import base, tasks
 from mmzoo.paths import find_weights
 from mmzoo.start import start_parts
-from mmzoo.zoo import FAMILIES
+from mmzoo.zoo import FAMILIES, family_of
 
 
 def build(monkeypatch, *words):
@@ -29,7 +29,7 @@ def build(monkeypatch, *words):
     monkeypatch.setattr(base, "start_parts", lambda model, start: start_parts(model, there(start)))
     # nothing can be compared on the meta device, as growing does
     monkeypatch.setattr(
-        albef_tasks, "grown", lambda model, config: meta_model(FAMILIES["albef"], config).eval()
+        tasks, "grown", lambda model, config: meta_model(FAMILIES[family_of(config)], config).eval()
     )
     Look(["fit", *words])
     return built
