@@ -141,23 +141,24 @@ def ptb_tokenize(captions: Iterable[str]) -> list[list[str]]:
         >>> ptb_tokenize(["A man's dog isn't here, on St. Mary's (yet)."])
         [['a', 'man', "'s", 'dog', 'is', "n't", 'here', 'on', 'st.', 'mary', "'s", '-lrb-', 'yet', '-rrb-']]
     """
-    text = "\n".join(LINE_END.sub(" ", caption) for caption in captions) + "\n"
-    lines: list[list[str]] = [[]]
-    place, end = 0, len(text) - 1
+    text = "".join(LINE_END.sub(" ", caption) + "\n" for caption in captions)
+    lines: list[list[str]] = []
+    words: list[str] = []
+    place, end = 0, len(text)
     while place < end:
         if plain := PLAIN.match(text, place):  # nearly every word of a caption
-            lines[-1].append(plain[1].lower())
+            words.append(plain[1].lower())
             place = plain.end()
         elif gap := SPACE.match(text, place):
             place = gap.end()
         elif text[place] == "\n":
-            lines.append([])
-            place += 1
+            lines.append(words)
+            words, place = [], place + 1
         else:
             token = _longest(text, place)
             place += len(token)
             if written := _written(token):
-                lines[-1].append(written)
+                words.append(written)
     return lines
 
 

@@ -25,6 +25,7 @@ LAZY = {
     "matplotlib": {"mmzoo/lit/files.py"},
     "easy_vqa": {"mmzoo/data/sources/easyvqa.py"},
     "pyarrow": {"mmzoo/apps/embeddings.py"},
+    "pycocoevalcap": {"mmzoo/metrics/caption_java.py"},
     "peft": {"mmzoo/adapt.py"},
     "torchao": {"mmzoo/adapt.py"},
     "onnxruntime": {"mmzoo/apps/export.py"},
