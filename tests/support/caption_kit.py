@@ -1,6 +1,6 @@
 """The COCO caption kit as it is, and captions to try it on. Needs the package pycocoevalcap and Java.
 
-`python tests/support/caption_kit.py` writes `tests/metrics/caption_kit.json` anew: captions, the words that the kit cuts
+`python tests/support/caption_kit.py` writes `tests/metrics/caption_kit.json` anew: captions, the words the kit cuts
 them into, and its scores, so that the default tests hold against it where there is no Java.
 """
 
