@@ -218,7 +218,7 @@ def test_blank_captions_are_left_out(captioned):
     (captioned / "captions.jsonl").write_text("\n".join(lines))
     found = evaluate("retrieval", double("albef-tiny"), captioned, device="cpu")
     assert found.data["texts"] == len(read_lines(captioned)) - 1
-    assert "1 captions without words are left out." in found.notes
+    assert "captions without words, left out: 1." in found.notes
     with pytest.raises(ZooError, match="has no captions"):
         evaluate("retrieval", double("albef-tiny"), captioned, limit=1, device="cpu")
 

@@ -149,7 +149,7 @@ def test_vqa_equals_asking_one_by_one(questions, tmp_path, family):
         sum(answer_accuracy(always, s.said) for s in samples) / 6
     )
     assert found.data["questions"] == 6
-    assert "no answers are published for 1 questions, which are not counted." in found.notes
+    assert "questions without published answers, not counted: 1." in found.notes
     assert found.protocol["answers"] == len(words)
 
 
@@ -237,7 +237,7 @@ def test_nlvr2_equals_judging_one_by_one(pairs, family):
     labels = [row.get("label") for row in map(json.loads, pairs.read_text().splitlines())]
     assert found.numbers["accuracy"].chance == pytest.approx(max(map(labels.count, ("True", "False"))) / 7)
     assert (found.data["pairs"], found.data["sentences"]) == (7, 4)
-    assert "no labels are published for 1 pairs, which are not counted." in found.notes
+    assert "pairs without a published label, not counted: 1." in found.notes
 
 
 def test_a_pair_with_one_picture_missing_is_named(pairs):

@@ -102,7 +102,7 @@ def run_vqa(request: Request, opened: Opened, source: QuestionSource) -> Outcome
                 numbers[f"accuracy_{kind}"] = Measure(value, constant_accuracy(own))
     notes = _left_out(source, broken, "questions")
     if report.unpublished:
-        notes.append(f"no answers are published for {report.unpublished:,} questions, which are not counted.")
+        notes.append(f"questions without published answers, not counted: {report.unpublished:,}.")
     out = None if request.predictions is None else Path(request.predictions)
     if out is not None:
         everyone = [row for part in dist.gather_objects(given) for row in part]
@@ -207,7 +207,7 @@ def run_pairs(request: Request, opened: Opened, source: PairSource) -> Outcome:
         for batch in _batches(request, opened, source, PairCollate(Tokens(opened.processor)), broken):
             inputs = _on(opened, batch.first, batch.second, batch.ids, batch.keep)
             logits = finite(opened.model.compare(*inputs), opened)
-            verdicts.update(logits.argmax(1).cpu(), batch.labels, batch.groups)
+            verdicts.update(logits.argmax(1), *_on(opened, batch.labels, batch.groups))
 
     together(work)
     broken = _all_broken(source, broken)
@@ -217,7 +217,7 @@ def run_pairs(request: Request, opened: Opened, source: PairSource) -> Outcome:
         numbers["consistency"] = Measure(report.consistency, report.guessed_consistency)
     notes = _left_out(source, broken, "pairs")
     if report.unpublished:
-        notes.append(f"no labels are published for {report.unpublished:,} pairs, which are not counted.")
+        notes.append(f"pairs without a published label, not counted: {report.unpublished:,}.")
     data: dict[str, str | int] = {
         "source": source.name,
         "pairs": report.pairs,

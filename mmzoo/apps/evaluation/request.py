@@ -60,6 +60,11 @@ class Request:
     templates: str | None = None
     answers: str | Path | None = None
     predictions: str | Path | None = None
+    prompt: str | None = None
+    beams: int | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    extra: str | None = None
     batch_size: int = 32
     progress: Progress | None = None
     say: Callable[[str], None] | None = None

@@ -113,54 +113,64 @@ def run_retrieval(request: Request, opened: Opened, source: Source) -> Outcome:
     if rerank:
         require(opened, "scores pairs", "re-rank", "embeds pairs")
     gallery = _read(request, opened, source, embeds)
-    device = opened.device
-    image_ids, text_ids = gallery.image_ids.to(device), gallery.text_ids.to(device)
-    protocol: dict[str, Any] = {"captions": "all of each picture", "ties": "against"}
     notes = _notes(gallery, source, opened)
-    numbers: dict[str, Measure] = {}
-    if embeds:
-        image, text = gallery.image, _embed_texts(request, opened, gallery.texts)
-        assert image is not None
-        first = standings(image, text, image_ids=image_ids, text_ids=text_ids)
-        numbers |= _numbers("", first)
-        protocol |= {"ranking": "cosine"}
+    protocol: dict[str, Any] = {"captions": "all of each picture", "ties": "against"}
+    if not embeds:
+        numbers, more = _every_pair(request, opened, source, gallery)
+    else:
+        numbers, more = _two_stages(request, opened, source, gallery, rerank, score)
         if rerank:
-            chosen = choose(image, text, rerank)
-            scores = _match_candidates(request, opened, source, gallery, chosen)
-            if score == "itm+itc":
-                scores = scores + _cosines(image, text, chosen).to(scores)
-            numbers |= _numbers("reranked_", reranked_standings(chosen, scores, image_ids, text_ids, first))
-            sides = {"texts": chosen.texts.shape[1], "images": chosen.images.shape[1]}
-            protocol = protocol | {
-                "ranking": "cosine, then the first candidates by match",
-                "rerank": rerank,
-                "candidates": sides,
-                "score": score,
-                "pairs": len(chosen.image),
-            }
             notes += [
                 f"--rerank {rerank}: there are {size} {side} only, so all of them are candidates."
-                for side, size in sides.items()
+                for side, size in more["candidates"].items()
                 if size < rerank
             ]
         elif isinstance(opened.model, ScoresPairs):
             notes.append("The published numbers of models that score pairs are re-ranked: see --rerank.")
-    else:
-        scores = _match_all(request, opened, source, gallery)
-        mine = gallery.image_ids[list(share(len(gallery.keys)))]
-        numbers |= _numbers("", scored_standings(scores, image_ids=mine, text_ids=gallery.text_ids))
-        protocol |= {
-            "ranking": "match of every pair",
-            "score": score,
-            "pairs": len(gallery.keys) * len(gallery.texts),
-        }
     data: dict[str, str | int] = {
         "source": source.name,
         "images": len(gallery.keys),
         "texts": len(gallery.texts),
         "broken": len(gallery.broken),
     }
-    return Outcome(numbers, data, protocol, notes, gallery.broken)
+    return Outcome(numbers, data, protocol | more, notes, gallery.broken)
+
+
+def _two_stages(
+    request: Request, opened: Opened, source: Source, gallery: _Gallery, rerank: int, score: str
+) -> tuple[dict[str, Measure], dict[str, Any]]:
+    """Numbers by cosine, and where candidates are re-ranked those too; what else decides them."""
+    image, text = gallery.image, _embed_texts(request, opened, gallery.texts)
+    assert image is not None
+    image_ids, text_ids = gallery.image_ids.to(opened.device), gallery.text_ids.to(opened.device)
+    first = standings(image, text, image_ids=image_ids, text_ids=text_ids)
+    numbers = _numbers("", first)
+    if not rerank:
+        return numbers, {"ranking": "cosine"}
+    chosen = choose(image, text, rerank)
+    scores = _match_candidates(request, opened, source, gallery, chosen)
+    if score == "itm+itc":
+        scores = scores + _cosines(image, text, chosen).to(scores)
+    numbers |= _numbers("reranked_", reranked_standings(chosen, scores, image_ids, text_ids, first))
+    return numbers, {
+        "ranking": "cosine, then the first candidates by match",
+        "rerank": rerank,
+        "candidates": {"texts": chosen.texts.shape[1], "images": chosen.images.shape[1]},
+        "score": score,
+        "pairs": len(chosen.image),
+    }
+
+
+def _every_pair(
+    request: Request, opened: Opened, source: Source, gallery: _Gallery
+) -> tuple[dict[str, Measure], dict[str, Any]]:
+    """Numbers by the match of every pair; what else decides them."""
+    device, mine = opened.device, share(len(gallery.keys))
+    scores = _match_all(request, opened, source, gallery).to(device)
+    own = gallery.image_ids[mine.start : mine.stop].to(device)
+    stand = scored_standings(scores, image_ids=own, text_ids=gallery.text_ids.to(device))
+    pairs = len(gallery.keys) * len(gallery.texts)
+    return _numbers("", stand), {"ranking": "match of every pair", "score": "itm", "pairs": pairs}
 
 
 def _score(request: Request, opened: Opened, embeds: bool) -> str:
@@ -371,7 +381,7 @@ def _notes(gallery: _Gallery, source: Source, opened: Opened) -> list[str]:
             "gallery is easier than the whole."
         )
     if gallery.blank:
-        notes.append(f"{gallery.blank} captions without words are left out.")
+        notes.append(f"captions without words, left out: {gallery.blank}.")
     if cut := len(cut_texts(opened.processor, gallery.texts)):
         notes.append(
             f"{cut} of {len(gallery.texts)} captions are longer than {opened.name} reads; the end does not count."
