@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmzoo import __version__
+from mmzoo.apps.evaluation.captioning import open_captioning, run_captioning, score_results
 from mmzoo.apps.evaluation.labelled import (
     open_labelled_pairs,
     open_relations,
@@ -42,6 +43,7 @@ class Task(NamedTuple):
         options: Names of the options of `evaluate` that have a meaning here, beyond those that every task takes.
         open: Opens the data and refuses what cannot be evaluated, before a model is loaded.
         run: Does it.
+        score: Scores a file of predictions without a model; None where that cannot be done.
     """
 
     summary: str
@@ -50,6 +52,7 @@ class Task(NamedTuple):
     options: frozenset[str]
     open: Callable[[Request], Any]
     run: Callable[[Request, Opened, Any], Outcome]
+    score: Callable[[Request], Outcome] | None = None
 
 
 TASKS: dict[str, Task] = {
@@ -68,6 +71,17 @@ TASKS: dict[str, Task] = {
         frozenset({"by", "labels", "templates"}),
         open_classes,
         run_zeroshot,
+    ),
+    "captioning": Task(
+        "BLEU, ROUGE-L and CIDEr-D of captions, as the COCO kit counts them",
+        ("writes captions",),
+        "write captions",
+        frozenset(
+            {"images", "limit", "predictions", "prompt", "beams", "max_new_tokens", "min_new_tokens", "extra"}
+        ),
+        open_captioning,
+        run_captioning,
+        score_results,
     ),
     "vqa": Task(
         "official accuracy of answers to questions",
@@ -114,8 +128,8 @@ class Evaluated(NamedTuple):
 
     Attributes:
         task: What was evaluated.
-        model: Name of the model.
-        weights: Where its weights come from; `"random"` for a zoo name without `pretrained`.
+        model: Name of the model, or of the file that was scored without one.
+        weights: Where its weights come from; `"random"` for a zoo name without `pretrained`, `"none"` without a model.
         weights_sha256: Hash of the weights themselves, as in the model card.
         weights_file: The file that they were read from; None where there is no such file, or several.
         versions: Of mmzoo, torch and python.
@@ -149,7 +163,7 @@ class Evaluated(NamedTuple):
 
 def evaluate(
     task: str,
-    model: ModelLike,
+    model: ModelLike | None,
     data: str | Path,
     *,
     split: str | None = None,
@@ -162,6 +176,11 @@ def evaluate(
     templates: str | None = None,
     answers: str | Path | None = None,
     predictions: str | Path | None = None,
+    prompt: str | None = None,
+    beams: int | None = None,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
+    extra: str | None = None,
     seed: int = 0,
     pretrained: str | Path | None = None,
     batch_size: int = 32,
@@ -180,7 +199,8 @@ def evaluate(
 
     Args:
         task: A name of `TASKS`.
-        model: A name of the zoo, a folder written by `mmzoo.save`, or a pair of model and processor.
+        model: A name of the zoo, a folder written by `mmzoo.save`, or a pair of model and processor. None scores the
+            captions in `predictions` instead.
         data: Pictures with captions or classes, as `mmzoo.data.open.open_source` takes them; for `vqa`, `nlvr2` and
             `ve` published annotation files, as `mmzoo.data.open_tasks` describes them.
         split: Its split.
@@ -193,7 +213,13 @@ def evaluate(
         labels: Zeroshot: as for `mmzoo.apps.zeroshot.zeroshot`.
         templates: Zeroshot: as for `mmzoo.apps.zeroshot.zeroshot`.
         answers: Vqa: file with the answers to choose from; left out: the model's own list, else the data's.
-        predictions: Vqa: where to write `[{"question_id": 1, "answer": "yes"}, ...]`, as the official server wants it.
+        predictions: Where to write what the official servers want: of vqa `[{"question_id": 1, "answer": "yes"}, ...]`,
+            of captioning `[{"image_id": 1, "caption": "a cat"}, ...]`. Without a model, the file that is scored.
+        prompt: Captioning: what captions begin with; left out: the model's own.
+        beams: Captioning: width of the search; left out: 3.
+        max_new_tokens: Captioning: most tokens of a caption, the prompt not counted; left out: 20.
+        min_new_tokens: Captioning: the end token may not be among the first so many; left out: 1.
+        extra: Captioning: `"meteor"`, `"spice"` or `"meteor,spice"`, which run in Java (extra `caption-java`).
         seed: See `Evaluated.seed`.
         pretrained: Weights for a model given by name.
         batch_size: Samples per forward pass.
@@ -222,12 +248,19 @@ def evaluate(
         templates,
         answers,
         predictions,
+        prompt,
+        beams,
+        max_new_tokens,
+        min_new_tokens,
+        extra,
         batch_size,
         progress,
         say,
     )
     chosen = TASKS[task]
     _refuse_strangers(task, request)
+    if model is None:
+        return _score(task, request)
     source = chosen.open(request)
     opened = open_model(model, pretrained=pretrained, device=device)
     if not set(chosen.needs) & set(capabilities_of(opened.model)):
@@ -243,7 +276,7 @@ def evaluate(
         weights=opened.weights,
         weights_sha256=opened.digest(),
         weights_file=_weights_file(opened, pretrained),
-        versions={"mmzoo": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions=_versions(),
         seed=seed,
         data={"path": str(data), "split": split, "limit": limit, **outcome.data},
         protocol=outcome.protocol,
@@ -256,6 +289,36 @@ def evaluate(
     )
 
 
+def _score(task: str, request: Request) -> Evaluated:
+    """Score a file of predictions."""
+    score = TASKS[task].score
+    if score is None:
+        raise UsageError(f"{task} needs --model MODEL.")
+    started = time.perf_counter()
+    outcome = score(request)
+    return Evaluated(
+        task=task,
+        model=str(request.predictions),
+        weights="none",
+        weights_sha256="",
+        weights_file=None,
+        versions=_versions(),
+        seed=0,
+        data={"path": str(request.data), "split": request.split, "limit": request.limit, **outcome.data},
+        protocol=outcome.protocol,
+        numbers=outcome.numbers,
+        notes=outcome.notes,
+        broken=outcome.broken,
+        predictions=None,
+        seconds=time.perf_counter() - started,
+        command=_command(task, None, None, request),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"mmzoo": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
 _COMMON = frozenset({"data", "split", "batch_size", "progress", "say"})
 
 
@@ -265,7 +328,9 @@ def _refuse_strangers(task: str, request: Request) -> None:
         if field.name in _COMMON | TASKS[task].options or getattr(request, field.name) is None:
             continue
         owners = [name for name, other in TASKS.items() if field.name in other.options]
-        raise UsageError(f"--{field.name} belongs to {', '.join(owners)}; {task} has no use for it.")
+        raise UsageError(
+            f"--{field.name.replace('_', '-')} belongs to {', '.join(owners)}; {task} has no use for it."
+        )
 
 
 def _weights_file(opened: Opened, pretrained: str | Path | None) -> WeightsFile | None:
@@ -289,13 +354,13 @@ def _pretrained_file(name: str, pretrained: str | Path) -> Path:
     return path / "model.safetensors" if path.is_dir() else path
 
 
-def _command(task: str, model: str, pretrained: str | Path | None, request: Request) -> str:
+def _command(task: str, model: str | None, pretrained: str | Path | None, request: Request) -> str:
     """The command that does the same."""
-    line = ["mmzoo", "evaluate", task, "--model", model]
+    line = ["mmzoo", "evaluate", task, *([] if model is None else ["--model", model])]
     if pretrained is not None:
         line += ["--pretrained", str(pretrained)]
     for field in fields(Request):
         value = getattr(request, field.name)
         if field.name not in ("batch_size", "progress", "say") and value is not None:
-            line += [f"--{field.name}", str(value)]
+            line += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(line)

@@ -8,7 +8,14 @@ from typing import NoReturn
 
 from mmzoo.errors import UsageError, nearest
 
-__all__ = ["Parser", "add_model_options", "positive"]
+__all__ = ["Parser", "add_model_options", "counting", "positive"]
+
+
+def counting(text: str) -> int:
+    """An argparse type: a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def positive(text: str) -> int:
@@ -61,10 +68,10 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def add_model_options(parser: Parser, *, batch_size: int = 64) -> None:
+def add_model_options(parser: Parser, *, batch_size: int = 64, required: bool = True) -> None:
     """Add the options of every verb that runs a model: `--model --pretrained --batch-size --device`."""
     parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="a name of the zoo, or a folder with a saved model"
+        "--model", required=required, metavar="MODEL", help="a name of the zoo, or a folder with a saved model"
     )
     parser.add_argument(
         "--pretrained", metavar="PATH", help="weights for a name of the zoo; without them they are random"

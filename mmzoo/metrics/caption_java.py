@@ -10,14 +10,14 @@ import importlib
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from mmzoo.errors import ZooError
 from mmzoo.metrics.cider import Words
 
-__all__ = ["meteor", "spice"]
+__all__ = ["SCORES", "check_java", "meteor", "spice"]
 
 CORENLP = "stanford-corenlp-3.6.0"
 
@@ -58,6 +58,40 @@ def spice(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) ->
     Raises:
         ZooError: The package, Java or Stanford CoreNLP is missing, or the program failed.
     """
+    kit = _spice()
+    try:
+        whole, each = kit.Spice().compute_score(*_as_kit(candidates, references))
+    except (subprocess.CalledProcessError, OSError) as error:
+        raise ZooError(f"SPICE's Java program failed ({error}); it takes 8 GB of memory.") from None
+    return float(whole), [float(scores["All"]["f"]) for scores in each]
+
+
+SCORES: dict[str, Callable[..., tuple[float, list[float]]]] = {"meteor": meteor, "spice": spice}
+"""By name."""
+
+
+def check_java(names: Sequence[str]) -> None:
+    """Make sure that scores can be had, before a model writes for hours.
+
+    Args:
+        names: Of `SCORES`.
+
+    Raises:
+        ZooError: The package, Java or Stanford CoreNLP is missing.
+    """
+    for name in names:
+        if name == "spice":
+            _spice()
+        else:
+            _kit(name, name.upper())
+
+
+def _spice() -> ModuleType:
+    """SPICE's module of the kit.
+
+    Raises:
+        ZooError: It, Java or Stanford CoreNLP is missing.
+    """
     kit = _kit("spice", "SPICE")
     folder = Path(str(kit.__file__)).parent
     missing = [
@@ -68,11 +102,7 @@ def spice(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) ->
             f"SPICE needs {' and '.join(missing)} in {folder / 'lib'}: run `python get_stanford_models.py` in {folder} "
             "(400 MB), or copy them from another machine."
         )
-    try:
-        whole, each = kit.Spice().compute_score(*_as_kit(candidates, references))
-    except (subprocess.CalledProcessError, OSError) as error:
-        raise ZooError(f"SPICE's Java program failed ({error}); it takes 8 GB of memory.") from None
-    return float(whole), [float(scores["All"]["f"]) for scores in each]
+    return kit
 
 
 def _kit(part: str, name: str) -> ModuleType:

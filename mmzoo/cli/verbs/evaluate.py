@@ -17,13 +17,15 @@ __all__ = ["main"]
 
 CANDIDATES = 128
 """Re-ranked unless a number is given: what ALBEF and BLIP do on Flickr30k (256 on COCO)."""
-EXAMPLES = """tasks: retrieval, zeroshot, vqa, nlvr2, ve
+EXAMPLES = """tasks: retrieval, zeroshot, captioning, vqa, nlvr2, ve
 
 examples:
   mmzoo evaluate retrieval --model runs/albef-tiny/export --data data/emoji --split unseen-style --rerank 16
   mmzoo evaluate retrieval --model albef-b16 --pretrained P --data dataset_flickr30k.json --split test --rerank
   mmzoo evaluate zeroshot --model runs/clip-tiny/export --data data/emoji --split unseen-style --by group
   mmzoo evaluate vqa --model M --data vqa_val_questions.json --images coco/ --answers list.json --predictions out.json
+  mmzoo evaluate captioning --model M --data captions_val2014.json --images coco/ --predictions captions.json
+  mmzoo evaluate captioning --predictions captions.json --data dataset_coco.json --split test
   mmzoo evaluate nlvr2 --model M --data nlvr2/dev.json --images nlvr2/ --json > nlvr2.json
 
 Several processes share a task where torch.distributed is initialised, which a script of yours does before it calls
@@ -34,8 +36,10 @@ mmzoo.apps.evaluate.evaluate.
 def main(argv: Sequence[str]) -> int:
     """Print a model's numbers on a data set, chance beside each."""
     parser = Parser("evaluate", "Measure a model on a data set by the protocol of the papers.", EXAMPLES)
-    parser.add_argument("task", metavar="TASK", help="what to measure: retrieval, zeroshot, vqa, nlvr2, ve")
-    add_model_options(parser, batch_size=32)
+    parser.add_argument(
+        "task", metavar="TASK", help="what to measure: retrieval, zeroshot, captioning, vqa, nlvr2, ve"
+    )
+    add_model_options(parser, batch_size=32, required=False)
     parser.add_argument(
         "--data", required=True, metavar="DATA", help="a data set, or a published annotation file"
     )
@@ -66,7 +70,18 @@ def main(argv: Sequence[str]) -> int:
     asked.add_argument(
         "--answers", metavar="FILE", help="answers to choose from (the model's own, or the data's)"
     )
-    asked.add_argument("--predictions", metavar="OUT", help="write the answers there, in the official format")
+    told = parser.add_argument_group("captioning")
+    told.add_argument("--prompt", metavar="TEXT", help="what captions begin with (the model's own)")
+    told.add_argument("--beams", type=positive, metavar="N", help="width of the search (3)")
+    told.add_argument("--max-new-tokens", type=positive, metavar="N", help="most tokens of a caption (20)")
+    told.add_argument("--min-new-tokens", type=positive, metavar="N", help="least tokens of a caption")
+    told.add_argument("--extra", metavar="NAMES", help="meteor, spice or meteor,spice: they run in Java")
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="vqa, captioning: write what the model says there, in the official format; captioning without --model: "
+        "score what is there",
+    )
     args = parser.read(argv[1:])
     from mmzoo.apps.evaluate import evaluate  # torch, only once the words are known to be right
 
@@ -85,6 +100,11 @@ def main(argv: Sequence[str]) -> int:
             templates=args.templates,
             answers=args.answers,
             predictions=args.predictions,
+            prompt=args.prompt,
+            beams=args.beams,
+            max_new_tokens=args.max_new_tokens,
+            min_new_tokens=args.min_new_tokens,
+            extra=args.extra,
             seed=args.seed,
             pretrained=args.pretrained,
             batch_size=args.batch_size,
