@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["save_once", "tie_except_self_attention"]
+__all__ = ["copy_self_attention", "save_once", "tie_except_self_attention"]
 
 _OWN = ("attn", "attn_norm")
 
@@ -37,6 +37,14 @@ def tie_except_self_attention(encoder: nn.Module, decoder: nn.Module) -> tuple[s
             if name not in _OWN:
                 shared.append(f"blocks.{i}.{name}")
     return tuple(shared)
+
+
+def copy_self_attention(encoder: nn.Module, decoder: nn.Module) -> None:
+    """Give the decoder's self-attention the encoder's present weights."""
+    blocks: Any = zip(encoder.get_submodule("blocks"), decoder.get_submodule("blocks"), strict=True)  # type: ignore[call-overload]
+    for block, other in blocks:
+        for name in _OWN:
+            getattr(other, name).load_state_dict(getattr(block, name).state_dict())
 
 
 def save_once(owner: nn.Module, origin: str, alias: str, parts: tuple[str, ...]) -> None:

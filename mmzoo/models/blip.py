@@ -30,7 +30,7 @@ from mmzoo.errors import ZooError
 from mmzoo.layers.block import TransformerBlock
 from mmzoo.layers.heads import Classifier, UnitProjection, multiplier
 from mmzoo.layers.image_kv import ImageKV
-from mmzoo.layers.tying import save_once, tie_except_self_attention
+from mmzoo.layers.tying import copy_self_attention, save_once, tie_except_self_attention
 from mmzoo.models.blip_start import GROWS
 from mmzoo.models.blip_twin import TwinCross, pair_up
 from mmzoo.models.explaining import ExplainsByCross
@@ -72,6 +72,7 @@ class BLIPConfig(ReaderConfig):
         tokens: The special tokens.
         reads: Whether texts can be embedded and matched (caption files cannot).
         writes: Whether there is a decoder (retrieval files have none).
+        prompt: What captions begin with unless told otherwise; in fine-tuning on captions it stands before each.
         logit_scale: Start of the learned log-scale.
     """
 
@@ -79,6 +80,7 @@ class BLIPConfig(ReaderConfig):
     tokens: SpecialTokens = BERT_TOKENS
     reads: bool = field(default=True, metadata={"free": "match_head.weight"})
     writes: bool = field(default=True, metadata={"free": "lm.bias"})
+    prompt: str = field(default="a picture of ", metadata=UNKEPT)
     logit_scale: float = field(default=math.log(1 / 0.07), metadata=UNKEPT)
 
     def __post_init__(self) -> None:
@@ -258,7 +260,7 @@ class BLIPReader(ExplainsByCross, _ReadsWithEnc):
 
 
 class BLIPWriter(WritesByDecoder):
-    """Writes captions. Capabilities: `SharesImages`, `WritesCaptions`."""
+    """Writes captions. Capabilities: `SharesImages`, `WritesCaptions`, `ExplainsCaptions`."""
 
     def __init__(self, config: BLIPConfig):
         super().__init__(config)
@@ -286,6 +288,11 @@ class BLIP(BLIPReader, WritesByDecoder):
         save_once(self, "text", "decoder", tie_except_self_attention(self.text, self.decoder))
         self.lm = word_head(self.decoder)
 
+    def tower_filled(self, part: str) -> None:
+        """Let the decoder's self-attention start as the encoder's, after that was filled from BERT."""
+        if part == "text":
+            copy_self_attention(self.text, self.decoder)
+
     @staticmethod
     def of(config: BLIPConfig) -> type[BLIPReader | BLIPWriter]:
         """The class that a config builds: the one that has what `reads` and `writes` ask for, and nothing else."""
@@ -295,7 +302,10 @@ class BLIP(BLIPReader, WritesByDecoder):
 
 
 class BLIPVQA(AnswersByDecoder, _ReadsWithEnc):
-    """Ranks and writes answers to questions about images. Capabilities: `RanksAnswers`, `SharesImages`."""
+    """Ranks and writes answers to questions about images.
+
+    Capabilities: `RanksAnswers`, `WritesAnswers`, `SharesImages`.
+    """
 
     config: BLIPVQAConfig
 

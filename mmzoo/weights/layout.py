@@ -20,9 +20,15 @@ Plain = dict[str, Any]
 
 
 class Unknown(NamedTuple):
-    """A value that the file does not tell; `what` is how to call it in a question."""
+    """A value that the file does not tell.
+
+    Attributes:
+        what: How to call it in a question.
+        default: What it is if nobody tells, for a value that a model of this file does not use; None asks.
+    """
 
     what: str
+    default: Any = None
 
 
 class Layout(NamedTuple):
@@ -113,6 +119,9 @@ def fill(described: Plain, known: Plain | None, where: str, path: str = "") -> P
         other = None if known is None else known.get(key)
         if isinstance(value, Unknown):
             if known is None or key not in known:
+                if value.default is not None:
+                    out[key] = value.default
+                    continue
                 raise ZooError(
                     f"{where} does not tell {value.what} ({path}{key}), and no config.json beside it does: "
                     "name the model that it is, as in model='clip-vit-b32' (--model)."

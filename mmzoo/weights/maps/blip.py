@@ -9,9 +9,10 @@ The authors and LAVIS name everything alike but the pointer of retrieval's queue
 files without it are taken for the authors', which comes to the same.
 
 transformers has no class that reads and writes, none for pairs of images, and no temperature. Its names begin as the
-authors' for texts. It leaves out of `config.json` what equals its own defaults, of which two are not BLIP's: 8 heads in
-the text transformer, 1e-5 in the image tower (BLIP: 12, 1e-6). The epsilon counts as it is there or left out, for so
-transformers computes; heads that are left out at BLIP's width are not told.
+authors' for texts. Two of its own defaults are not BLIP's: 8 heads in the text transformer, 1e-5 in the image tower
+(BLIP: 12, 1e-6). What its saving code writes into `config.json` counts. Where a config by hand leaves the epsilon out,
+transformers computes with its default, and so it counts too; heads that are left out at BLIP's width are not told, so
+that the model's name says them.
 
 Names are those of salesforce/BLIP (056a169, `models/`), salesforce/LAVIS (506965b, `lavis/models/blip_models`) and
 transformers' `modeling_blip.py`.
@@ -76,8 +77,11 @@ def _texts(shapes: Shapes) -> Plain:
     if reads and writes and "itm_head.weight" not in shapes:
         decoder = describe_text(shapes, f"{_DECODER}.") | {"causal": True}
         return plain | _words_in(text, 35, "blip_question") | {"kind": "BLIPVQAConfig", "decoder": decoder}
-    plain |= _words_in(text, 40) | {"kind": "BLIPConfig", "reads": reads, "writes": writes}
-    return plain | ({"embed": shapes["vision_proj.weight"][0]} if reads else {})
+    # what only writes has no common space
+    embed = shapes["vision_proj.weight"][0] if reads else Unknown("the width of its common space", 256)
+    return (
+        plain | _words_in(text, 40) | {"kind": "BLIPConfig", "reads": reads, "writes": writes, "embed": embed}
+    )
 
 
 def _words_in(text: Plain, context: int, clean: str = "blip") -> Plain:
@@ -201,13 +205,11 @@ def _transformers(shapes: Shapes, side: dict[str, Any]) -> Plain:
         for part in parts:
             part |= _told(texts, heads, 1e-12)
         found["tokens"] = _told_tokens(texts, found["text"]["vocab"])
-        if found["kind"] == "BLIPConfig":
-            found.setdefault("embed", told.get("image_text_hidden_size", 256))
     return {"vision": vision, "image": describe_image(size) | _told_image(side), **found}
 
 
 def _told(config: Plain, heads: Any, eps: float) -> Plain:
-    """What a part of `config.json` tells; transformers leaves out what equals its own defaults."""
+    """What a part of `config.json` tells, or transformers' defaults."""
     return {
         "heads": config.get("num_attention_heads", heads),
         "norm_eps": config.get("layer_norm_eps", eps),
