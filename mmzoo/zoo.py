@@ -109,7 +109,14 @@ FAMILIES: dict[str, Family] = {
     "blip": Family(
         "mmzoo.models.blip",
         {"BLIPConfig": "BLIP", "BLIPVQAConfig": "BLIPVQA", "BLIPNLVR2Config": "BLIPNLVR2"},
-        ("embeds pairs", "scores pairs", "shares images", "explains matches", "writes captions"),
+        (
+            "embeds pairs",
+            "scores pairs",
+            "shares images",
+            "explains matches",
+            "writes captions",
+            "explains captions",
+        ),
         "Li et al., BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and "
         "Generation, ICML 2022, arXiv:2201.12086",
     ),
@@ -128,6 +135,8 @@ FAMILIES: dict[str, Family] = {
         "arXiv:1810.04805",
     ),
 }
+
+_VQA = ("shares images", "answers questions", "writes answers")  # BLIP's models for questions
 
 MODELS: dict[str, Entry] = {
     "vit-ti16-224": Entry("vit", 5_717_416, 224),
@@ -166,8 +175,8 @@ MODELS: dict[str, Entry] = {
     "albef-tiny": Entry("albef", 1_485_667, 24),
     "blip-base": Entry("blip", 252_441_919, 224),
     "blip-large": Entry("blip", 474_729_023, 224),
-    "blip-base-vqa": Entry("blip", 361_478_972, 480, only=("shares images", "answers questions")),
-    "blip-large-vqa": Entry("blip", 583_880_764, 480, only=("shares images", "answers questions")),
+    "blip-base-vqa": Entry("blip", 361_478_972, 480, only=_VQA),
+    "blip-large-vqa": Entry("blip", 583_880_764, 480, only=_VQA),
     "blip-base-nlvr2": Entry("blip", 259_372_034, 384, only=("shares images", "compares images")),
     "blip-large-nlvr2": Entry("blip", 486_409_474, 384, only=("shares images", "compares images")),
     "blip-tiny": Entry("blip", 1_723_523, 24),

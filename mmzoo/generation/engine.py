@@ -60,8 +60,9 @@ def generate(
         `per_context` texts for each context, in the order of the contexts.
 
     Raises:
-        UsageError: The vocabulary is too small for so many beams, or a bad word is the end token or none at all.
-        ZooError: A prompt does not fit; keys do not; every word of a text is forbidden.
+        UsageError: The vocabulary is too small for so many beams, a prompt and its text do not fit the context, or a
+            bad word is the end token or none at all.
+        ZooError: A prompt holds no tokens of the vocabulary; keys do not fit; every word of a text is forbidden.
     """
     config = GenerationConfig() if config is None else config
     names, groups = _prepare(decoder, prompt, config, keys)
@@ -143,7 +144,7 @@ def _prepare(
     # the last token written is never read
     longest = max(begun.shape[1] for _, begun in groups)
     if longest + config.max_new_tokens - 1 > decoder.context:
-        raise ZooError(
+        raise UsageError(
             f"a prompt of {longest - 1} tokens and {config.max_new_tokens} new ones do not fit the decoder's context "
             f"of {decoder.context}, begin token included: shorten the prompt, or lower max_new_tokens."
         )

@@ -52,7 +52,8 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
     """
     # summed in double precision: 30,000 rounding errors of single precision would be worth a rare word
     held = scores.double().softmax(dim=1).cumsum(dim=1)
-    return torch.searchsorted(held, (uniform * held[:, -1])[:, None], right=True)[:, 0]
+    found = torch.searchsorted(held, (uniform * held[:, -1])[:, None], right=True)[:, 0]
+    return found.clamp(max=scores.shape[1] - 1)  # nan is more than any of them
 
 
 def steps(
@@ -89,7 +90,8 @@ def steps(
         scores = logits
         for processor in process:
             scores = processor(scores, history)
-        if process and not bool((scores.amax(1) > -torch.inf).all()):
+        # nan is no ban: it goes on into the token scores, for whoever looks at them
+        if process and bool((scores.amax(1) == -torch.inf).any()):
             stuck = int(alive[(scores.amax(1) == -torch.inf).nonzero()[0, 0]])
             raise nothing_left(contexts[stuck // draws])
         if c.sample:

@@ -18,6 +18,7 @@ __all__ = [
     "ComparesImages",
     "EmbedsPairs",
     "Explains",
+    "ExplainsCaptions",
     "GivesFeatures",
     "HasHead",
     "JudgesEntailment",
@@ -25,6 +26,7 @@ __all__ = [
     "ScoresPairs",
     "SharesImages",
     "SharesTexts",
+    "WritesAnswers",
     "WritesCaptions",
     "capabilities_of",
 ]
@@ -169,8 +171,43 @@ class Explains(Protocol):
 class WritesCaptions(Protocol):
     """Writes text about an image."""
 
+    @property
+    def caption_prompt(self) -> str:
+        """What a caption begins with unless told otherwise (`"a picture of "`); it is no part of the caption."""
+        ...
+
     def caption_decoder(self, images: Any) -> Any:
         """Images, or their shared keys and values, to a decoder for `mmzoo.generation.generate`."""
+        ...
+
+
+@runtime_checkable
+class ExplainsCaptions(Protocol):
+    """Shows for each token of a caption where in the picture the model looked as it wrote it."""
+
+    @property
+    def caption_layers(self) -> Sequence[int]:
+        """Numbers of the layers that can be looked at."""
+        ...
+
+    @property
+    def caption_layer(self) -> int:
+        """The layer that is looked at unless another is asked for."""
+        ...
+
+    def explain_caption(self, images: Tensor, ids: Tensor, keep: Tensor, layer: int | None = None) -> Tensor:
+        """How much each patch speaks for each token, at the place where it is written.
+
+        Args:
+            images: (1, 3, H, W) for all texts, or one for each.
+            ids: (T, L) int64; the first token is exchanged for the one that the decoder begins with.
+            keep: (T, L) bool, True at real tokens, which stand before padding.
+            layer: One of `caption_layers`; None takes `caption_layer`.
+
+        Returns:
+            (T, L, h, w) not negative, in the grid of patches; zeros for the first token, which nobody writes, and at
+            padding. For a model in eval mode.
+        """
         ...
 
 
@@ -192,6 +229,15 @@ class RanksAnswers(Protocol):
         ...
 
 
+@runtime_checkable
+class WritesAnswers(Protocol):
+    """Writes an answer to a question about an image in words of its own (BLIP)."""
+
+    def answer_decoder(self, images: Any, ids: Tensor, keep: Tensor) -> Any:
+        """Images with one question each to a decoder for `mmzoo.generation.generate`."""
+        ...
+
+
 AnswersQuestions = AnswersFromList | RanksAnswers  # isinstance() takes a union as it takes a protocol
 
 
@@ -202,7 +248,9 @@ CAPABILITIES: dict[str, Any] = {
     "shares images": SharesImages,
     "explains matches": Explains,
     "writes captions": WritesCaptions,
+    "explains captions": ExplainsCaptions,
     "answers questions": AnswersQuestions,
+    "writes answers": WritesAnswers,
     "compares images": ComparesImages,
     "judges entailment": JudgesEntailment,
 }

@@ -9,7 +9,7 @@ import mmzoo
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.layers.attention import CrossAttention
 from mmzoo.models import explaining
-from mmzoo.models.capabilities import Explains
+from mmzoo.models.capabilities import Explains, ExplainsCaptions
 from mmzoo.ops.attention import attend_weights
 
 IDS = torch.randint(5, 3000, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -105,9 +105,83 @@ def test_words_have_no_map_in_the_last_layer(name):
         model.explain(images, IDS, KEEP, last)
     block = model.text.blocks[last].cross if name == "albef-tiny" else model.vision.blocks[last].attn
     plain = {"packed": False} if name == "albef-tiny" else {}
-    found = explaining.grad_cam(block, lambda: model.match(images, IDS, KEEP, **plain))
+    found = explaining.grad_cam(block, lambda: model.match(images, IDS, KEEP, **plain)[:, 1])
     assert found[:, 0].sum() > 0
     assert not found[:, 1:6].any()
+
+
+def _writer():
+    torch.manual_seed(0)
+    model = mmzoo.create_model("blip-tiny").double()
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return model, torch.randn(3, 3, 24, 24, dtype=torch.float64)
+
+
+def test_maps_of_captions_do_not_depend_on_the_batch():
+    model, images = _writer()
+    assert isinstance(model, ExplainsCaptions)
+    assert (list(model.caption_layers), model.caption_layer) == ([0, 1], 1)
+    for layer in model.caption_layers:
+        maps = model.explain_caption(images, IDS, KEEP, layer)
+        assert maps.shape == (3, 6, 4, 4)
+        assert (maps >= 0).all()
+        assert not maps[~KEEP].any()
+        assert not maps[:, 0].any()  # nobody writes the begin token
+        assert (maps.flatten(2).sum(-1)[:, 1:][KEEP[:, 1:]] > 0).all()
+        for row, length in enumerate((6, 3, 4)):
+            alone = model.explain_caption(
+                images[row : row + 1], IDS[row : row + 1, :length], KEEP[row : row + 1, :length], layer
+            )
+            torch.testing.assert_close(maps[row, :length], alone[0], rtol=1e-9, atol=1e-12)
+    # what comes after a word changes nothing of its map, nor does the first token's id, for [DEC] takes its place
+    other = IDS.clone()
+    other[:, 0], other[:, 4:] = 2, 77
+    torch.testing.assert_close(
+        model.explain_caption(images, other, KEEP)[:, :4], maps[:, :4], rtol=1e-9, atol=1e-12
+    )
+    assert all(p.grad is None for p in model.parameters())
+    with torch.inference_mode():  # the loop's last layer is the one taken unless told otherwise
+        torch.testing.assert_close(model.explain_caption(images, IDS, KEEP), maps, rtol=1e-9, atol=1e-12)
+    with pytest.raises(UsageError, match="layer 2 has no map of words: this model has layers from 0 to 1"):
+        model.explain_caption(images, IDS, KEEP, 2)
+
+
+def test_maps_of_captions_by_hand():
+    """The slope of a word's logit by finite differences, at the first layer, whose other rows are left alone."""
+    model, images = _writer()
+    cross: CrossAttention = model.decoder.blocks[0].cross
+    found = model.explain_caption(images, IDS, KEEP, 0)
+    with torch.no_grad():
+        kv = model.project_images(images)
+        values = kv.layers[0].v
+        for text, place, patch in ((0, 1, 3), (0, 5, 7), (1, 2, 0), (2, 3, 15)):
+            before, word = IDS[:, :place], IDS[text, place]
+            inputs = {}
+            hook = cross.register_forward_hook(
+                lambda module, given, out, seen=inputs: seen.update(x=given[0])
+            )
+            model.write_states(kv, before)
+            hook.remove()
+            q = cross.q(inputs["x"]).unflatten(2, (cross.heads, -1)).transpose(1, 2)
+            weights = attend_weights(q, kv.layers[0].k)
+
+            def logit(changed, before=before, text=text, word=word):
+                mixed = cross.out((changed @ values).transpose(1, 2).flatten(2))
+                swap = cross.register_forward_hook(lambda module, given, out: mixed)
+                states = model.write_states(kv, before)[text, -1]
+                swap.remove()
+                return model.lm.logits(states)[word]
+
+            expected = 0.0
+            for head in range(cross.heads):
+                step = torch.zeros_like(weights)
+                step[text, head, -1, patch] = 1e-5
+                slope = (logit(weights + step) - logit(weights - step)) / 2e-5
+                expected += float(weights[text, head, -1, patch] * slope.clamp(min=0)) / cross.heads
+            torch.testing.assert_close(
+                float(found[text, place].flatten()[patch]), expected, rtol=1e-5, atol=1e-11
+            )
 
 
 def test_refusals():

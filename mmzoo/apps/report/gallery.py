@@ -41,7 +41,7 @@ MATRIX_MAX = 30
 
 
 class Guess(NamedTuple):
-    """A label and the share (0 to 1) that the model gives it."""
+    """A label, or a whole caption, and the share (0 to 1) that the model gives it."""
 
     label: str
     score: float
@@ -155,6 +155,8 @@ class Gallery:
         cards: Pictures, the most interesting first.
         cards_of: How many pictures there were before the page was bounded.
         cards_which: Which of them are shown, where not all are.
+        cards_score: What the percentages on them are, a sentence.
+        cards_guess: What stands on them, to complete "sort by ..., A-Z".
         rows: Queries of a search with what they found.
         rows_of: How many queries there were before the page was bounded.
         rows_score: What the numbers beside the hits are, a sentence.
@@ -171,6 +173,8 @@ class Gallery:
     cards: Sequence[Card] = ()
     cards_of: int = 0
     cards_which: str = ""
+    cards_score: str = "A percentage is the model's share for that label."
+    cards_guess: str = "predicted label"
     rows: Sequence[Row] = ()
     rows_of: int = 0
     rows_score: str = ""
