@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mmzoo.errors import ZooError
 from mmzoo.layers.cache import LayerCache
+from mmzoo.layers.linear import Linear
 from mmzoo.layers.watch import Seen
 from mmzoo.ops.attention import FULL, AttnMask, attend
 from mmzoo.ops.folding import Fold
@@ -71,7 +72,7 @@ class SelfAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.attn_dropout, self.dropout = attn_dropout, dropout
         self.seen: Seen | None = None  # set by `mmzoo.layers.watch`
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
+        self.qkv = Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
         self.out = nn.Linear(heads * head_dim, width, bias=bias)
 
     def forward(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmzoo.layers.init import init_bert
 from mmzoo.layers.mlp import ACTIVATIONS, Activation
 from mmzoo.layers.norm import LayerNorm
+from mmzoo.ops.linear import linear
 
 __all__ = ["Classifier", "MaskedWords", "Pooler", "UnitProjection", "multiplier"]
 
@@ -132,7 +133,7 @@ class MaskedWords(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """Map `states` (..., D) to logits (..., V). For a few rows: V is tens of thousands."""
-        return F.linear(self(states), self.weight, self.bias)
+        return linear(self(states), self.weight, self.bias)
 
     def log_likelihood(self, states: Tensor, words: Tensor, *, chunk: int = 256) -> Tensor:
         """How likely each word is, without gradients and with the logits of `chunk` rows in memory at once.

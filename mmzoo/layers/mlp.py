@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmzoo.layers.linear import Linear
+
 __all__ = ["ACTIVATIONS", "MLP", "Activation", "quick_gelu"]
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu"]
@@ -50,7 +52,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, act: Activation, *, bias: bool = True, dropout: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(width, 2 * hidden if act == "swiglu" else hidden, bias=bias)
+        self.fc1 = Linear(width, 2 * hidden if act == "swiglu" else hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, width, bias=bias)
         self.act, self.dropout = act, dropout
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmzoo.layers.cache import KVCache
 from mmzoo.layers.heads import MaskedWords
 from mmzoo.layers.image_kv import ImageKV
+from mmzoo.models.decoding import BackboneDecoder
 from mmzoo.spec import BERT_VOCAB
 from mmzoo.towers import TextBackbone
 from mmzoo.towers.reader import ImageSide
@@ -44,52 +44,6 @@ class SpecialTokens:
 
 BERT_TOKENS = SpecialTokens()
 TINY_TOKENS = SpecialTokens(begin=5, encode=6, end=3, pad=0)  # processing/assets/tiny_vocab.txt
-
-
-class BackboneDecoder:
-    """Writes about contexts whose keys and values are there already. A `mmzoo.generation.protocol.Decoder`.
-
-    All rows of a context form one sequence of queries against its keys (`mmzoo.ops.folding`), so beams and several
-    texts of one image cost no copy of them.
-
-    Args:
-        backbone: A causal transformer with cross-attention.
-        head: Names its next token.
-        kv: Keys and values of C contexts, from `backbone.project_context`.
-        tokens: Ids of what begins and ends a row, and of what fills it up.
-    """
-
-    def __init__(self, backbone: TextBackbone, head: MaskedWords, kv: ImageKV, tokens: SpecialTokens):
-        self.backbone, self.head, self.kv = backbone, head, kv
-        self.bos_id, self.eos_id, self.pad_id = tokens.begin, tokens.end, tokens.pad
-        self.vocab, self.context = backbone.config.vocab, backbone.config.context
-        self._cache = KVCache(backbone.config.depth)
-        self._reads = torch.zeros(0, dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.kv)
-
-    @property
-    def device(self) -> torch.device:
-        """Where ids are expected and logits arrive."""
-        return self.head.bias.device
-
-    def start(self, reads: Tensor) -> None:
-        """Begin anew: row r reads context `reads[r]` (R,) int64; rows of one context are adjacent."""
-        self._cache = KVCache(self.backbone.config.depth)
-        self._reads = reads
-
-    def step(self, ids: Tensor) -> Tensor:
-        """Append `ids` (R, L) int64 to the rows; logits (R, V) of what follows, float32 (float64 for float64)."""
-        with torch.no_grad():
-            tokens = self.backbone(ids, context=self.kv, context_index=self._reads, cache=self._cache).tokens
-            logits = self.head.logits(tokens[:, -1])
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def reorder(self, rows: Tensor) -> None:
-        """Let row r' go on from row `rows[r']` (R',) int64, and keep reading its context."""
-        self._cache.reorder(rows)
-        self._reads = self._reads[rows]
 
 
 class WritesByDecoder(ImageSide):

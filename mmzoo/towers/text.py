@@ -326,7 +326,7 @@ class TextBackbone(nn.Module):
                 tokens,
                 layers=layers,
                 mask=AttnMask(causal=causal, packed=segments),
-                rope=self._rope(column),
+                rope=self.rope(column),
                 **crossing,
             )
             x = unpack(tokens, index, (x.shape[0], length))
@@ -341,7 +341,7 @@ class TextBackbone(nn.Module):
                 x,
                 layers=layers,
                 mask=AttnMask(causal=causal, keep=keep if masked else None),
-                rope=self._rope(torch.arange(start, start + length, device=x.device)),
+                rope=self.rope(torch.arange(start, start + length, device=x.device)),
                 cache=cache,
                 **crossing,
             )
@@ -366,7 +366,8 @@ class TextBackbone(nn.Module):
         places = fold(reads, len(context), keys=tokens, channels=c.heads * (c.head_dim or c.width // c.heads))
         return {"context": context, "context_mask": places.mask(keep), "fold": places}
 
-    def _rope(self, positions: Tensor) -> Rotary | None:
+    def rope(self, positions: Tensor) -> Rotary | None:
+        """Rotary tables of tokens at `positions` (L,), or None where the config asks for none."""
         c = self.config
         if c.positions != "rope":
             return None
