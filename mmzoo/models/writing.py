@@ -10,6 +10,7 @@ from torch import Tensor
 from mmzoo.layers.heads import MaskedWords
 from mmzoo.layers.image_kv import ImageKV
 from mmzoo.models.decoding import BackboneDecoder
+from mmzoo.models.explaining import ExplainsByDecoder
 from mmzoo.spec import BERT_VOCAB
 from mmzoo.towers import TextBackbone
 from mmzoo.towers.reader import ImageSide
@@ -46,8 +47,11 @@ BERT_TOKENS = SpecialTokens()
 TINY_TOKENS = SpecialTokens(begin=5, encode=6, end=3, pad=0)  # processing/assets/tiny_vocab.txt
 
 
-class WritesByDecoder(ImageSide):
-    """What makes a model with a causal `decoder` over images, and its word head, a `WritesCaptions`."""
+class WritesByDecoder(ExplainsByDecoder, ImageSide):
+    """What makes a model with a causal `decoder` over images, and its word head, a `WritesCaptions`.
+
+    Capabilities: `WritesCaptions`, `ExplainsCaptions`.
+    """
 
     decoder: TextBackbone
     lm: MaskedWords
@@ -56,6 +60,12 @@ class WritesByDecoder(ImageSide):
     def tokens(self) -> SpecialTokens:
         """The special tokens of the vocabulary."""
         return self.config.tokens
+
+    @property
+    def caption_prompt(self) -> str:
+        """What captions begin with unless told otherwise."""
+        prompt: str = self.config.prompt
+        return prompt
 
     def write_states(
         self, kv: ImageKV, ids: Tensor, image_index: Tensor | None = None, *, keep: Tensor | None = None
