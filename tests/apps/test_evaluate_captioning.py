@@ -63,7 +63,11 @@ def test_the_command(nocaps, results, capsys):
     )
     assert json.loads(capsys.readouterr().out)["numbers"]["exact"]["value"] == 0.4
     assert main(["evaluate", "captioning", "--data", str(nocaps), "--predictions", str(results)]) == 0
-    assert "out-domain_cider_d" in capsys.readouterr().out
+    shown = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if len(line.split()) > 2)
+    scores = score_captions(CAPTIONS, REFERENCES).numbers
+    assert shown["cider_d"] == f"{100 * scores['cider_d']:.1f}"  # no share: it may exceed 1
+    assert shown["exact"] == "40.0"
+    assert "out-domain_cider_d" in shown
 
 
 def test_files_that_do_not_belong_together(nocaps, results):

@@ -173,7 +173,7 @@ def _scored(
     if domains:
         protocol["domains"] = "each by itself, as if the kit was given its pictures alone"
     return Outcome(
-        {name: Measure(value) for name, value in numbers.items()},
+        {name: Measure(v, None, "score" if "cider" in name else "share") for name, v in numbers.items()},
         {
             "source": described.name,
             "images": len(useful),

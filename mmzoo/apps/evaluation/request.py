@@ -35,14 +35,14 @@ class Measure(NamedTuple):
     """A number that a model reached.
 
     Attributes:
-        value: A share from 0 to 1, or a rank from 1 on.
+        value: A share from 0 to 1, a rank from 1 on, or a score that may exceed 1 (CIDEr-D).
         chance: What guessing gives, or None where that means nothing.
-        unit: Which of the two it is.
+        unit: Which of the three it is.
     """
 
     value: float
     chance: float | None = None
-    unit: Literal["share", "rank"] = "share"
+    unit: Literal["share", "rank", "score"] = "share"
 
 
 @dataclass(frozen=True)

@@ -142,4 +142,4 @@ def _text(result: Evaluated) -> str:
 def _shown(measure: Measure, value: float | None) -> str:
     if measure.unit == "share" or value is None:
         return percent(value)
-    return f"{value:,.1f}"
+    return f"{100 * value if measure.unit == 'score' else value:,.1f}"
