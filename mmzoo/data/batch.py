@@ -6,7 +6,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["CaptionBatch", "ClassBatch", "PairBatch", "QuestionBatch"]
+__all__ = ["CaptionBatch", "Captions", "ClassBatch", "PairBatch", "QuestionBatch"]
+
+
+class Captions:
+    """All captions of each of B pictures, as written.
+
+    It is no sequence: on its way to a device a batch is searched for tensors, and thousands of strings would take
+    longer than the tensors.
+
+    Attributes:
+        each: The captions of each picture, blank ones left out.
+    """
+
+    def __init__(self, each: list[tuple[str, ...]]) -> None:
+        self.each = each
 
 
 class CaptionBatch(NamedTuple):
@@ -22,6 +36,8 @@ class CaptionBatch(NamedTuple):
         labels: (B,) int64 class indices, or None where the source has no classes. SNLI-VE's three answers are such
             classes; -1 where an answer is not published.
         keys: B readable names.
+        captions: All that is said of each picture, which is what written captions are compared with; None where the
+            texts are no captions.
     """
 
     images: Tensor
@@ -31,6 +47,7 @@ class CaptionBatch(NamedTuple):
     text_ids: Tensor
     labels: Tensor | None
     keys: list[str]
+    captions: Captions | None = None
 
 
 class ClassBatch(NamedTuple):

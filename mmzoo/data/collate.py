@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mmzoo.data.batch import CaptionBatch, ClassBatch
+from mmzoo.data.batch import CaptionBatch, Captions, ClassBatch
 from mmzoo.data.sample import Broken, Sample
 from mmzoo.errors import ZooError
 from mmzoo.ops.pairs import NO_ID, pad_ids
@@ -22,10 +22,11 @@ MEMORY = 200_000  # texts whose tokens are remembered: every caption of Flickr30
 
 
 class Drawn(NamedTuple):
-    """A sample with its picture taken off and one of its texts chosen."""
+    """A sample with its picture taken off and one of its `texts` chosen."""
 
     key: str
     text: str
+    texts: tuple[str, ...]
     text_id: int
     image_ids: tuple[int, ...]
     label: int | None
@@ -92,19 +93,22 @@ class CaptionCollate:
     Args:
         tokens: Tokeniser of the model.
         with_labels: Whether the source has classes.
+        first: Choose the first text in training too.
     """
 
-    def __init__(self, tokens: Tokens, *, with_labels: bool) -> None:
+    def __init__(self, tokens: Tokens, *, with_labels: bool, first: bool = False) -> None:
         self.tokens = tokens
         self.with_labels = with_labels
+        self.first = first
 
     def draw(self, sample: Sample, seed: int | None) -> Drawn | Broken:
         """Choose one text, passing over blank ones; the first of them in evaluation."""
         choices = [j for j, text in enumerate(sample.texts) if text.strip()]
         if not choices:
             return Broken(sample.key, "no caption")
-        j = choices[0 if seed is None else seed % len(choices)]
-        return Drawn(sample.key, sample.texts[j], sample.text_ids[j], sample.image_ids, sample.label)
+        j = choices[0 if seed is None or self.first else seed % len(choices)]
+        texts = tuple(sample.texts[j] for j in choices)
+        return Drawn(sample.key, sample.texts[j], texts, sample.text_ids[j], sample.image_ids, sample.label)
 
     def __call__(self, drawn: Sequence[Drawn], images: Tensor) -> CaptionBatch:
         """Make a batch of B drawn samples and (B, 3, H, W) images."""
@@ -117,6 +121,7 @@ class CaptionCollate:
             text_ids=torch.tensor([d.text_id for d in drawn]),
             labels=_labels(drawn) if self.with_labels else None,
             keys=[d.key for d in drawn],
+            captions=Captions([d.texts for d in drawn]),
         )
 
 
@@ -125,7 +130,7 @@ class ClassCollate:
 
     def draw(self, sample: Sample, seed: int | None) -> Drawn:
         """Take the label; texts are of no use here."""
-        return Drawn(sample.key, "", NO_ID, sample.image_ids, sample.label)
+        return Drawn(sample.key, "", (), NO_ID, sample.image_ids, sample.label)
 
     def __call__(self, drawn: Sequence[Drawn], images: Tensor) -> ClassBatch:
         """Make a batch of B drawn samples and (B, 3, H, W) images."""

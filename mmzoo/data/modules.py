@@ -88,6 +88,7 @@ class PictureData(LightningDataModule, ABC):
         max_broken: Share of broken samples (truncated, not an image, without caption) that is put up with.
             They are named and passed over; more of them stop the run.
         stream: Read training shards as a stream (needs the extra `stream`); captions only.
+        first_text: Always take a picture's first and plainest text, where training would draw one; captions only.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class PictureData(LightningDataModule, ABC):
         drop_last: bool = True,
         max_broken: float = 0.01,
         stream: Stream | None = None,
+        first_text: bool = False,
     ) -> None:
         super().__init__()
         if num_workers < 0:
@@ -137,6 +139,7 @@ class PictureData(LightningDataModule, ABC):
         self.drop_last = drop_last
         self.max_broken = max_broken
         self.stream = stream
+        self.first_text = first_text
         self.processor: Processor | None = None
         self.train_source: AnySource | None = None
         self.val_sources: dict[str, AnySource] = {}
@@ -331,7 +334,8 @@ class CaptionsData(PictureData):
         if self._tokens is None:
             assert self.processor is not None
             self._tokens = Tokens(self.processor)
-        return CaptionCollate(self._tokens, with_labels=source is not None and source.classes is not None)
+        labelled = source is not None and source.classes is not None
+        return CaptionCollate(self._tokens, with_labels=labelled, first=self.first_text)
 
 
 class ClassificationData(PictureData):

@@ -3,6 +3,8 @@
 from mmzoo.lit.albef import LitALBEF
 from mmzoo.lit.albef_tasks import LitALBEFAssign, LitALBEFNLVR2, LitALBEFVE, LitALBEFVQA, Teaching
 from mmzoo.lit.base import LitBase, Recipe
+from mmzoo.lit.blip import LitBLIP
+from mmzoo.lit.blip_tasks import LitBLIPCaption, LitBLIPNLVR2, LitBLIPVQA
 from mmzoo.lit.callbacks import ExportWeights, RunReport
 from mmzoo.lit.checkpoints import Checkpoints
 from mmzoo.lit.clip import CLIPAdamW, LitCLIP
@@ -19,6 +21,10 @@ __all__ = [
     "LitALBEFNLVR2",
     "LitALBEFVE",
     "LitALBEFVQA",
+    "LitBLIP",
+    "LitBLIPCaption",
+    "LitBLIPNLVR2",
+    "LitBLIPVQA",
     "LitBase",
     "LitCLIP",
     "LitViLT",
