@@ -211,6 +211,12 @@ class BLIPReader(ExplainsByCross, _ReadsWithEnc):
         """The multiplier of the cosines, `exp(logit_scale)`, a float32 scalar whatever the autocast."""
         return multiplier(self.logit_scale)
 
+    @property
+    def explain_layer(self) -> int:
+        """The layer looked at unless another is asked for: 7 of 0 to 11, as in LAVIS's example of localization."""
+        depth = self.config.text.depth
+        return max(0, min(depth * 7 // 12, depth - 2))
+
     def embed_image(self, tokens: Tensor) -> Tensor:
         """Image tokens (B, N, D) to unit vectors (B, E)."""
         return self.vision_proj(self.pool_image(tokens))

@@ -121,6 +121,11 @@ def test_the_tolerance_sees_transformers_wrong_defaults(mistake):
     assert (ours.match(images, ids, keep) - theirs).abs().max() > 1e-7
 
 
+def test_the_layer_that_is_looked_at():
+    assert mmzoo.create_model("blip-base", device="meta").explain_layer == 7
+    assert mmzoo.create_model("blip-tiny", device="meta").explain_layer == 0  # the last has no map of words
+
+
 # -- writing --------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """The parity traps of spec/models.md (section 4.5) that concern ViT, CLIP and text: wrong numbers without an error.
 
-P7 (the activation) and P6 through timm's own code stand in test_layouts.py too, where the files are made.
+P1, P5 and P12 (BLIP's special tokens, and its ranking without smoothing) stand in test_blip_parity.py, its P3 and P4 in
+test_blip_layouts.py. P7 (the activation) and P6 through timm's own code stand in test_layouts.py too, where the files
+are made.
 """
 
 from __future__ import annotations

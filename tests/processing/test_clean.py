@@ -3,7 +3,7 @@
 import pytest
 
 from mmzoo.errors import UsageError, ZooError
-from mmzoo.processing.clean import clean_albef
+from mmzoo.processing.clean import clean_albef, clean_blip, clean_blip_question
 from mmzoo.processing.processor import Processor
 from mmzoo.processing.text import Tokenizer, build_tokenizer, find_bert_vocabulary
 from mmzoo.spec import BERT_VOCAB, CLIP_VOCAB, TINY_VOCAB, TextSpec
@@ -70,6 +70,24 @@ def test_only_wordpiece_can_leave_the_end_token_out():
 )
 def test_albefs_clean_up(text, clean):
     assert clean_albef(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("text", "caption", "question"),
+    [
+        ("A DOG, running...", "a dog, running", "a dog, running"),
+        ('it\'s "quoted" (twice)*#1:; ~!?', "it's quoted twice 1 ?", "it's quoted twice1 ?"),
+        ("well-known black/white", "well-known black/white", "well-known black/white"),
+        ("what:color is.it?", "what color is it?", "whatcolor isit?"),
+        ("  many \n\t spaces  ", "many spaces", "many spaces"),
+        (".!", "", ""),
+        ("w " * 60, ("w " * 50).strip(), ("w " * 50).strip()),
+    ],
+)
+def test_blips_clean_ups(text, caption, question):
+    """Captions get a space for a sign, questions none; commas, hyphens and apostrophes stay (unlike ALBEF's)."""
+    assert clean_blip(text) == caption
+    assert clean_blip_question(text) == question
 
 
 def test_what_a_decoder_spells_is_framed_and_not_cleaned():

@@ -10,6 +10,7 @@ from mmzoo.ops.rope import permute_channels
 from mmzoo.weights.read import DictSource
 from mmzoo.weights.rules import (
     HWIO,
+    Absent,
     Arange,
     Drop,
     Fuse,
@@ -46,6 +47,7 @@ from mmzoo.weights.rules import (
         (FuseWithoutKeyBias(), [(4,)] * 2),
         (RotaryPairs(2), [(8, 3)]),
         (Tie(), [(2, 2)]),
+        (Tie(Fuse()), [(2, 3)] * 2),
     ],
     ids=lambda v: str(v),
 )
@@ -138,3 +140,40 @@ def test_whatever_does_not_fit_is_named(change, message):
 def test_what_has_no_place_is_named():
     with pytest.raises(ZooError, match=r"no place for b\.0\.bias"):
         dict(invert(RULES, {"b.0.bias": torch.zeros(1)}.items()))
+
+
+PAIRED = [
+    Rule(("k", "v"), "kv", Fuse()),
+    Rule(("k2", "v2"), "kv", Tie(Fuse())),
+    Rule((), "scale", Absent(2.5, "it is not kept")),
+]
+
+
+def _paired(**changes):
+    k, v = torch.ones(2, 3), torch.zeros(2, 3)
+    return {"k": k, "v": v, "k2": k.clone(), "v2": v.clone()} | changes
+
+
+def _apply_paired(source):
+    return dict(apply(PAIRED, DictSource(source), {"kv": (4, 3), "scale": ()}, "the file"))
+
+
+def test_a_copy_may_lie_in_parts_too():
+    state = _apply_paired(_paired())
+    assert torch.equal(state["kv"], torch.cat([torch.ones(2, 3), torch.zeros(2, 3)]))
+    assert dict(invert(PAIRED, state.items())).keys() == {"k", "v", "k2", "v2"}
+    assert _apply_paired({name: t for name, t in _paired().items() if "2" not in name}).keys() == state.keys()
+    with pytest.raises(ZooError, match="k2, v2 should equal k, v"):
+        _apply_paired(_paired(v2=torch.ones(2, 3)))
+    with pytest.raises(ZooError, match=r"1 missing: k2"):
+        _apply_paired({name: t for name, t in _paired().items() if name != "k2"})
+    with pytest.raises(ZooError, match=r"k2 \(2, 3\) \+ v2 \(3, 3\) is no copy of kv"):
+        _apply_paired(_paired(v2=torch.zeros(3, 3)))
+
+
+def test_what_a_layout_does_not_keep_is_made_and_left_out():
+    state = _apply_paired(_paired())
+    assert float(state["scale"]) == 2.5
+    assert "scale" not in dict(invert(PAIRED, state.items()))
+    # a model without it does not get it
+    assert dict(apply(PAIRED, DictSource(_paired()), {"kv": (4, 3)}, "the file")).keys() == {"kv"}

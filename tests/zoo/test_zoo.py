@@ -329,3 +329,26 @@ def test_text_vocabularies_must_agree():
         mmzoo.create_model(
             "bert-base", config=dataclasses.replace(_small_text(), text_input=TextSpec("bert", 32, 9))
         )
+
+
+def test_a_config_may_choose_among_a_familys_classes(tmp_path):
+    """A capability is there exactly if the weights are."""
+    from mmzoo.models.capabilities import capabilities_of
+    from mmzoo.zoo import family_of
+
+    whole = mmzoo.get_config("blip-tiny")
+    kinds = {"BLIPReader": {"writes": False}, "BLIPWriter": {"reads": False}, "BLIP": {}}
+    for kind, changes in kinds.items():
+        model = mmzoo.create_model("blip-tiny", config=dataclasses.replace(whole, **changes))
+        assert type(model).__name__ == kind
+        assert family_of(model) == "blip"
+        found = capabilities_of(model)
+        assert ("writes captions" in found) == (kind != "BLIPReader")
+        assert ("embeds pairs" in found) == ("scores pairs" in found) == (kind != "BLIPWriter")
+        mmzoo.save(model, tmp_path / kind)
+        again, _ = mmzoo.load(tmp_path / kind)
+        assert type(again) is type(model)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor), name
+    with pytest.raises(ZooError, match="reads, writes or does both"):
+        dataclasses.replace(whole, reads=False, writes=False)
