@@ -10,6 +10,7 @@ from mmzoo import dist
 from mmzoo.apps.evaluation.request import Measure, Outcome, Request, limited, share, shared_source, together
 from mmzoo.apps.opening import Opened
 from mmzoo.apps.pictures import none_readable, read_some
+from mmzoo.apps.writing import BEAMS, prompt_ids, write_texts
 from mmzoo.data.captioning import Described, PictureId, open_described, read_results, write_results
 from mmzoo.data.reader import Broken
 from mmzoo.errors import UsageError, ZooError
@@ -53,8 +54,6 @@ def run_captioning(request: Request, opened: Opened, described: Described) -> Ou
         UsageError: Prompt or settings do not fit the model.
         ZooError: No picture can be read.
     """
-    from mmzoo.apps.writing import BEAMS, prompt_ids, write_texts
-
     settings = GenerationConfig(
         beams=BEAMS if request.beams is None else request.beams,
         max_new_tokens=MOST if request.max_new_tokens is None else request.max_new_tokens,
