@@ -207,10 +207,12 @@ class _Search:
             The group's next running beams: parent (A, S), history (A, S, L), token scores (A, S, t), running (A, S).
         """
         c, S, V = self.config, self.size, scores.shape[2]
-        totals = (scores + self.running[:, beams, None]).flatten(1)
-        # twice as many as are needed: at most one word of each beam is the end token, so S of them can go on
-        total, place = totals.topk(min(2 * S, totals.shape[1]), dim=1)
-        parent, ids = beams.start + place // V, place % V
+        # twice as many as are needed: at most one word of each beam is the end token, so S of them can go on. None is
+        # among the best of all that is not among the best of its beam, so sums over the vocabulary need not be made.
+        most = min(2 * S, V)
+        best, words = scores.topk(most, dim=2)
+        total, place = (best + self.running[:, beams, None]).flatten(1).topk(most, dim=1)
+        parent, ids = beams.start + place // most, words.flatten(1).gather(1, place)
         history = torch.cat([_rows(self.history, parent), ids[..., None]], dim=2)
         new = log_shares.flatten(1).gather(1, parent * V + ids)
         said = torch.cat([_rows(self.said, parent), new[..., None]], dim=2)
