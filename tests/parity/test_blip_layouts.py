@@ -409,3 +409,29 @@ def test_older_files_store_every_copy(tmp_path):
     save_file(state, file)
     model = mmzoo.create_model("blip-base", config=o.config(reads=False), pretrained=tmp_path / "hf")
     assert torch.equal(model.lm.bias, bias)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize(
+    ("task", "face"),
+    [("", {}), ("", {"reads": False}), ("", {"writes": False}), ("-vqa", {}), ("-nlvr2", {})],
+)
+def test_files_of_the_published_sizes_say_all_of_the_model(size, task, face):
+    """By names and shapes: no model name is needed to convert one."""
+    from mmzoo.config import from_dict, paths_of, to_dict
+    from mmzoo.conversion import _differences
+    from mmzoo.interchange import meta_model, shapes_of
+    from mmzoo.weights.convert import lay_out
+    from mmzoo.weights.layout import fill
+    from mmzoo.weights.maps import get_layout
+    from mmzoo.zoo import FAMILIES
+
+    config = replace(mmzoo.get_config(f"blip-{size}{task}"), **face)
+    plain, shapes = to_dict(config), shapes_of(meta_model(FAMILIES["blip"], config))
+    for school in ("official", "lavis", *(["transformers"] if face else [])):
+        layout = get_layout(f"blip/{school}")
+        outlet = lay_out(layout, plain, shapes)
+        told = fill(layout.describe(outlet.shapes, outlet.side), None, "the file")
+        assert told.pop("kind") == type(config).__name__
+        found = to_dict(from_dict(type(config), told))
+        assert _differences(plain, found, paths_of(config, "unkept")) == {}
