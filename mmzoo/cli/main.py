@@ -47,13 +47,19 @@ VERBS = {
     "retrieve": Verb(
         "Use", "find pictures by words, captions or pictures by a picture", "mmzoo.cli.verbs.retrieve"
     ),
+    "caption": Verb(
+        "Use", "describe pictures in words, line by line; stopped runs go on", "mmzoo.cli.verbs.caption"
+    ),
+    "answer": Verb(
+        "Use", "answer a question about a picture, ranked answers with scores", "mmzoo.cli.verbs.answer"
+    ),
     "evaluate": Verb(
         "Use",
         "a model's numbers on a data set by the papers' protocols, chance beside",
         "mmzoo.cli.verbs.evaluate",
     ),
     "explain": Verb(
-        "Use", "heat maps: where in a picture a model looks for each word", "mmzoo.cli.verbs.explain"
+        "Use", "heat maps: where a model looks for each word, read or written", "mmzoo.cli.verbs.explain"
     ),
     "convert": Verb("Move", "weights from any layout to any other, exactly", "mmzoo.cli.verbs.convert"),
     "export": Verb("Move", "encoders as torch.export programs and ONNX, checked", "mmzoo.cli.verbs.export"),

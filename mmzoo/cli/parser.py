@@ -71,7 +71,10 @@ class Parser(argparse.ArgumentParser):
 def add_model_options(parser: Parser, *, batch_size: int = 64, required: bool = True) -> None:
     """Add the options of every verb that runs a model: `--model --pretrained --batch-size --device`."""
     parser.add_argument(
-        "--model", required=required, metavar="MODEL", help="a name of the zoo, or a folder with a saved model"
+        "--model",
+        required=required,
+        metavar="MODEL",
+        help="a name of the zoo, or a folder with a saved model",
     )
     parser.add_argument(
         "--pretrained", metavar="PATH", help="weights for a name of the zoo; without them they are random"
