@@ -12,7 +12,7 @@ from mmzoo.errors import UsageError
 from mmzoo.lit.base import Recipe, build_model
 from mmzoo.lit.fusion import HeldOutFusion, mask_vocabulary
 from mmzoo.lit.heldout import Split
-from mmzoo.lit.pairs import LOG_SCALES, Contrasting, LitPairs, Losses, Taught, match_rows
+from mmzoo.lit.pairs import AS_THEY_ARE, LOG_SCALES, Contrasting, LitPairs, Losses, LossWeights, Taught
 from mmzoo.losses.masking import NO_LABEL, Masked, mask_words
 from mmzoo.losses.matching import match_loss
 from mmzoo.losses.negatives import Weighting
@@ -45,6 +45,10 @@ class LitALBEF(LitPairs):
         mask: Share of tokens to hide.
         whole_words: Hide a word's pieces together.
         rerank: Candidates of each held-out image and text that are matched as well; 0 for none.
+        hard_negatives: Draws for each image and each text; more cost little, since an image's keys are shared.
+        align_steps: Steps at the beginning that only contrast. They cost a third, and from scratch matching learns
+            little before images and texts are aligned.
+        weights: What each loss counts.
         optimizer: Its class and settings, left out: those of salesforce/ALBEF's configs; fused unless said otherwise.
         recipe: Schedule, freezing, averaging and the like.
     """
@@ -66,11 +70,17 @@ class LitALBEF(LitPairs):
         mask: float = 0.15,
         whole_words: bool = False,
         rerank: int = 0,
+        hard_negatives: int = 1,
+        align_steps: int = 0,
+        weights: LossWeights = AS_THEY_ARE,
         # a lambda over constants is what jsonargparse can read and write to config.yaml
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-4, weight_decay=0.02),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
-        settings = Contrasting(alpha, alpha_epochs, momentum, queue, teacher_dropout, weighting, rerank)
+        settings = Contrasting(
+            alpha, alpha_epochs, momentum, queue, teacher_dropout, weighting, rerank, hard_negatives, align_steps,
+            weights,
+        )  # fmt: skip
         if not 0 <= mask <= 1:
             raise UsageError(f"mask is {mask}; it is a share, from 0 to 1.")
         built = build_model("albef", model, pretrained)
@@ -92,17 +102,16 @@ class LitALBEF(LitPairs):
         # the text half reads plain texts and those with hidden words in one pass
         states = m.text_states(_both(batch.ids, masked), keep.repeat(2, 1) if masked else keep, packed=True)
         image, text = m.embed_image(tokens), m.embed_text(states[:count])
-        taught = self._teach(batch, masked)
+        taught = self.teach(batch, masked)
         contrast = self.contrast(image, text, taught, batch, alpha)
-        pairs = match_rows(self._negatives(image, text, taught, batch))
+        pairs = self.rows_to_match(image, text, taught, batch)
+        matched = len(pairs.text)
         own = torch.arange(count, device=keep.device)
         rows = torch.cat([pairs.text, own + count]) if masked else pairs.text
         images = torch.cat([pairs.image, own]) if masked else pairs.image
         read = m.fuse(states[rows], keep[rows % count], m.project(tokens), images, packed=True)
-        match = match_loss(
-            m.match_head(read[: 3 * count, 0]), pairs.match, valid=pairs.valid, over_ranks=True
-        )
-        words = None if masked is None else self._name(read[3 * count :], masked, taught, alpha)
+        match = match_loss(m.match_head(read[:matched, 0]), pairs.match, valid=pairs.valid, over_ranks=True)
+        words = None if masked is None else self._name(read[matched:], masked, taught, alpha)
         return Losses(contrast, match, words), taught
 
     def _hide(self, batch: CaptionBatch) -> Masked | None:
@@ -116,7 +125,8 @@ class LitALBEF(LitPairs):
         )  # fmt: skip
 
     @torch.no_grad()
-    def _teach(self, batch: CaptionBatch, masked: Masked | None) -> Taught | None:
+    def teach(self, batch: CaptionBatch, masked: Masked | None = None) -> Taught | None:
+        """What the teacher makes of a batch, and of its hidden words, if there is one."""
         if self.teacher is None:
             return None
         m, count = self.teacher.model, len(batch.ids)

@@ -15,7 +15,7 @@ from mmzoo.lit.base import Recipe, build_model
 from mmzoo.lit.everywhere import draw_everywhere
 from mmzoo.lit.fusion import HeldOutFusion
 from mmzoo.lit.heldout import Split
-from mmzoo.lit.pairs import Contrasting, LitPairs, Losses, Taught, match_rows
+from mmzoo.lit.pairs import AS_THEY_ARE, Contrasting, LitPairs, Losses, LossWeights, Taught
 from mmzoo.lit.writing import next_words
 from mmzoo.losses.masking import NO_LABEL
 from mmzoo.losses.matching import match_loss
@@ -50,6 +50,9 @@ class LitBLIP(LitPairs):
             on COCO). Similarity is to the teacher's embeddings; the reference's fine-tuning takes the student's own.
         label_smoothing: Share of a next word's mass that is spread over all words.
         rerank: Candidates of each held-out image and text that are matched as well; 0 for none.
+        hard_negatives: Draws for each image and each text; more cost little, since an image's keys are shared.
+        align_steps: Steps at the beginning that only contrast, as in `LitALBEF`.
+        weights: What each loss counts.
         optimizer: Its class and settings, left out: those of salesforce/BLIP's `pretrain.yaml`; fused unless said
             otherwise.
         recipe: Schedule, freezing, averaging and the like.
@@ -72,11 +75,21 @@ class LitBLIP(LitPairs):
         negatives: Literal["batch", "ranks"] = "batch",
         label_smoothing: float = 0.1,
         rerank: int = 0,
+        hard_negatives: int = 1,
+        align_steps: int = 0,
+        weights: LossWeights = AS_THEY_ARE,
         # a lambda over constants is what jsonargparse can read and write to config.yaml
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=3e-4, weight_decay=0.05),
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     ):
-        settings = Contrasting(alpha, alpha_epochs, momentum, queue, teacher_dropout, weighting, rerank)
+        settings = Contrasting(
+            alpha, alpha_epochs, momentum, queue, teacher_dropout, weighting, rerank, hard_negatives, align_steps,
+            weights,
+        )  # fmt: skip
+        if negatives == "ranks" and hard_negatives > 1:
+            raise UsageError(
+                "of all ranks one hard negative is drawn for each: set hard_negatives 1, or negatives batch."
+            )
         check_smoothing(label_smoothing)
         built = build_model("blip", model, pretrained)
         if not isinstance(built, BLIPReader):
@@ -104,7 +117,7 @@ class LitBLIP(LitPairs):
         m = self.model
         tokens = m.image_tokens(batch.images)
         image, text = m.embed_image(tokens), m.encode_text(batch.ids, batch.keep, packed=True)
-        taught = self._teach(batch)
+        taught = self.teach(batch)
         contrast = self.contrast(image, text, taught, batch, alpha)
         if self.negatives == "ranks":
             mine = Taught(image, text)
@@ -113,7 +126,7 @@ class LitBLIP(LitPairs):
             )
         else:
             ids, keep = batch.ids, batch.keep
-            rows = match_rows(self._negatives(image, text, taught, batch))
+            rows = self.rows_to_match(image, text, taught, batch)
         kv = m.project(tokens)
         read, real = ids[rows.text], keep[rows.text]
         logits = m.match_states(m.text_states(read, real), real, kv, rows.image, packed=True)
@@ -124,7 +137,8 @@ class LitBLIP(LitPairs):
         return Losses(contrast, match, words), taught
 
     @torch.no_grad()
-    def _teach(self, batch: CaptionBatch) -> Taught | None:
+    def teach(self, batch: CaptionBatch) -> Taught | None:
+        """What the teacher makes of a batch, if there is one."""
         m = self.taught()
         if m is None:
             return None

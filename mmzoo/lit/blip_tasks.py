@@ -25,7 +25,7 @@ from mmzoo.lit.rewards import Rewards, advantages, training_captions
 from mmzoo.lit.tasks import LitAnswers, LitCompares, build_for_task, check_k, towers_of
 from mmzoo.lit.taught import NO_TEACHING
 from mmzoo.lit.writing import next_words, prompted
-from mmzoo.losses.means import share_of_each
+from mmzoo.losses.means import at_least_float32, share_of_each
 from mmzoo.losses.words import WordLoss
 from mmzoo.models.blip import (
     BLIPNLVR2,
@@ -170,12 +170,13 @@ class LitBLIPCaption(LitBase):
         if self.baseline == "greedy":
             plain = self._write(kv, GenerationConfig(max_new_tokens=self.writing.max_new_tokens))
             greedy = self._rewards(self._texts(plain), plain.context.tolist(), said)
-        better = advantages(reward, greedy).flatten().to(device)
+        dtype = at_least_float32(self.model.lm.bias)
+        better = advantages(reward.to(dtype), greedy).flatten().to(device)
         rows = drawn.rows.clone()  # made in inference mode, which no gradient may remember
         front = torch.cat([rows.new_tensor([self.model.tokens.begin]), self._prompt.to(rows)])
         ids = torch.cat([front.expand(len(rows), -1), rows], 1)
         keep = torch.arange(ids.shape[1], device=device) < len(front) + drawn.lengths.clone()[:, None]
-        each = share_of_each(torch.tensor(float(len(rows)), device=device), over_ranks=True)
+        each = share_of_each(torch.tensor(len(rows), dtype=dtype, device=device), over_ranks=True)
         words = next_words(
             self.model, kv, ids, keep, image_index=drawn.context.clone(), given=len(self._prompt),
             text_weight=better * each,

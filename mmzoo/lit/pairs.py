@@ -27,16 +27,26 @@ from mmzoo.models.albef import ALBEF
 from mmzoo.models.blip import BLIPReader
 from mmzoo.ops.pairs import Positives
 
-__all__ = ["LOG_SCALES", "Contrasting", "LitPairs", "Losses", "MatchRows", "Taught", "match_rows"]
+__all__ = [
+    "AS_THEY_ARE",
+    "LOG_SCALES",
+    "Contrasting",
+    "LitPairs",
+    "LossWeights",
+    "Losses",
+    "MatchRows",
+    "Taught",
+    "match_rows",
+]
 
 LOG_SCALES = math.log(1 / 0.5), math.log(1 / 0.001)  # the references keep their divisor within [0.001, 0.5]
 
 
 class Losses(NamedTuple):
-    """The three losses of a batch; `words` is None for a model without that head."""
+    """The losses of a batch; `words` is None for a model without that head, and both are while it aligns."""
 
     contrast: Contrastive
-    match: Choice
+    match: Choice | None
     words: WordLoss | None
 
 
@@ -70,16 +80,38 @@ class MatchRows(NamedTuple):
     valid: Tensor
 
 
-def match_rows(negatives: Negatives) -> MatchRows:
-    """Each of B texts with its image, with a negative image, and each image with a negative text: 3 B pairs."""
-    own = torch.arange(len(negatives.image), device=negatives.image.device)
-    true = torch.ones_like(negatives.image_found)
+def match_rows(*draws: Negatives) -> MatchRows:
+    """Each of B texts with its image and, for each draw, with a negative image, and each image with a negative text."""
+    own = torch.arange(len(draws[0].image), device=draws[0].image.device)
+    true = torch.ones_like(draws[0].image_found)
     return MatchRows(
-        torch.cat([own, own, negatives.text]),
-        torch.cat([own, negatives.image, own]),
-        torch.cat([true, ~true, ~true]),
-        torch.cat([true, negatives.image_found, negatives.text_found]),
+        torch.cat([own, *(rows for d in draws for rows in (own, d.text))]),
+        torch.cat([own, *(rows for d in draws for rows in (d.image, own))]),
+        torch.cat([true, *([~true] * 2 * len(draws))]),
+        torch.cat([true, *(found for d in draws for found in (d.image_found, d.text_found))]),
     )
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts in the sum; the papers add them up as they are.
+
+    Attributes:
+        contrast: Of images and texts.
+        match: Of pairs that were read together.
+        words: Of masked or next words.
+    """
+
+    contrast: float = 1.0
+    match: float = 1.0
+    words: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.contrast, self.match, self.words) < 0:
+            raise UsageError(f"{self}: a loss counts 0 or more.")
+
+
+AS_THEY_ARE = LossWeights()
 
 
 @dataclass(frozen=True)
@@ -97,8 +129,16 @@ class Contrasting:
     teacher_dropout: bool
     weighting: Weighting
     rerank: int
+    hard_negatives: int = 1
+    align_steps: int = 0
+    weights: LossWeights = AS_THEY_ARE
 
     def __post_init__(self) -> None:
+        if self.hard_negatives < 1 or self.align_steps < 0:
+            raise UsageError(
+                f"hard_negatives is {self.hard_negatives} and must be 1 or more; align_steps is {self.align_steps} and "
+                "must be 0 or more."
+            )
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"alpha is {self.alpha}; it is a share, from 0 to 1.")
         if self.queue < 0 or self.rerank < 0 or self.alpha_epochs < 0:
@@ -147,6 +187,7 @@ class LitPairs(LitTaught):
             built, settings.teaching(), optimizer, recipe, pretrained=pretrained, start=start,
             teacher=settings.momentum is not None, left_out=left_out,
         )  # fmt: skip
+        self.settings = settings
         self.alpha, self.weighting, self.rerank = settings.alpha, settings.weighting, settings.rerank
         self.queue = EmbeddingQueue(settings.queue, built.config.embed) if settings.queue else None
 
@@ -156,24 +197,47 @@ class LitPairs(LitTaught):
         """The losses of a batch, and what the teacher made of it, if there is one; a family says."""
         raise NotImplementedError
 
+    def teach(self, batch: CaptionBatch) -> Taught | None:
+        """What the teacher makes of a batch's images and texts, if there is one; a family says."""
+        raise NotImplementedError
+
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """The sum of the losses; then the queue takes in the teacher's embeddings."""
-        alpha = self.share()
-        losses, taught = self.losses(batch, alpha)
+        alpha, weights = self.share(), self.settings.weights
+        aligning = self.global_step < self.settings.align_steps
+        losses, taught = (self.aligned if aligning else self.losses)(batch, alpha)
         if self.queue is not None and taught is not None:
             self.queue.push(taught.image, taught.text, batch.image_ids, batch.text_ids)
         contrast, match, words = losses
-        loss = contrast.loss + match.loss
+        loss = weights.contrast * contrast.loss
         told: dict[str, Tensor | float] = {
             "itc": contrast.loss.detach(),
             "itc_accuracy": (contrast.image_accuracy + contrast.text_accuracy) / 2,
-            "itm": match.loss.detach(),
-            "itm_accuracy": match.accuracy,
         }
+        if match is None:
+            # DDP waits for every parameter's gradient, and weight decay must not depend on the number of processes
+            loss = loss + 0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
+        else:
+            loss = loss + weights.match * match.loss
+            told |= {"itm": match.loss.detach(), "itm_accuracy": match.accuracy}
         if words is not None:
-            loss = loss + words.loss
+            loss = loss + weights.words * words.loss
             told |= {self.word_task: words.loss.detach(), f"{self.word_task}_accuracy": words.accuracy}
         return self.log_step(loss, **told, alpha=alpha, scale=self.model.scale.detach())
+
+    def aligned(self, batch: CaptionBatch, alpha: float) -> tuple[Losses, Taught | None]:
+        """The contrast alone: fusing is most of a step, and learns little before images and texts are aligned."""
+        m, taught = self.model, self.teach(batch)
+        text = m.encode_text(batch.ids, batch.keep, packed=True)
+        contrast = self.contrast(m.encode_image(batch.images), text, taught, batch, alpha)
+        return Losses(contrast, None, None), taught
+
+    def rows_to_match(
+        self, image: Tensor, text: Tensor, taught: Taught | None, batch: CaptionBatch
+    ) -> MatchRows:
+        """The batch's pairs and hard negatives of both kinds, as many of each as the settings say."""
+        times = range(self.settings.hard_negatives)
+        return match_rows(*(self._negatives(image, text, taught, batch) for _ in times))
 
     def contrast(
         self, image: Tensor, text: Tensor, taught: Taught | None, batch: CaptionBatch, alpha: float

@@ -66,10 +66,15 @@ def build_for_task(
     built = build_model(family, model, pretrained)
     if not isinstance(built, kind):
         raise UsageError(
-            f"an {kind.__name__} is trained here, not an {type(built).__name__}: give one, or the "
-            f"{main.removesuffix('Config')} that it grows out of."
+            f"{_one(kind)} is trained here, not {_one(type(built))}: give one, or the {main.removesuffix('Config')} "
+            "that it grows out of."
         )
     return built
+
+
+def _one(kind: type) -> str:
+    """A class's name with its article."""
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
 def _builds(family: str, config: Any, kind: type[nn.Module]) -> bool:

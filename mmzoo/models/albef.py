@@ -175,9 +175,9 @@ class ALBEF(ExplainsByCross, Reader):
         """Embed `images` (B, 3, H, W) as unit vectors (B, E)."""
         return self.embed_image(self.image_tokens(images))
 
-    def encode_text(self, ids: Tensor, keep: Tensor) -> Tensor:
-        """Embed texts (T, L) as unit vectors (T, E)."""
-        return self.embed_text(self.text_states(ids, keep))
+    def encode_text(self, ids: Tensor, keep: Tensor, *, packed: bool = False) -> Tensor:
+        """Embed texts (T, L) as unit vectors (T, E); `packed` computes no padding."""
+        return self.embed_text(self.text_states(ids, keep, packed=packed))
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """Cosines (B, T) of unit vectors (B, E) and (T, E)."""

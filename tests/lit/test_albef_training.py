@@ -16,6 +16,7 @@ from mmzoo.data.batch import CaptionBatch
 from mmzoo.errors import UsageError
 from mmzoo.lit import Checkpoints, LitALBEF, Recipe
 from mmzoo.lit.albef import LOG_SCALES
+from mmzoo.lit.pairs import LossWeights
 from mmzoo.losses.masking import NO_LABEL
 from mmzoo.losses.negatives import Negatives
 from mmzoo.models.albef import ALBEF, ALBEFConfig, ALBEFVEConfig
@@ -346,3 +347,64 @@ def test_without_a_teacher_the_batch_contrasts_with_itself(toys, tmp_path):
 def test_what_only_a_teacher_can_give_is_refused_without_one(settings):
     with pytest.raises(UsageError, match="without a teacher"):
         lit(momentum=None, **settings)
+
+
+def test_more_hard_negatives_are_further_rows_of_the_same_loss(toys, tmp_path):
+    module, one, drawn = lit(hard_negatives=3), batch(1), []
+    draw = module._negatives
+    module._negatives = lambda *args: drawn.append(draw(*args)) or drawn[-1]
+    with torch.no_grad():
+        found = module.losses(one, 0.0)[0].match
+    m, own = module.model, torch.arange(len(one.ids))
+    assert len(drawn) == 3
+    rows = [(own, own), *((own, d.image) for d in drawn), *((d.text, own) for d in drawn)]
+    texts, images = (torch.cat(side) for side in zip(*rows, strict=True))
+    with torch.no_grad():
+        logits = m.match(one.images[images], one.ids[texts], one.keep[texts])
+    labels = (torch.arange(len(logits)) < len(own)).long()
+    torch.testing.assert_close(found.loss, F.cross_entropy(logits, labels), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [MOMENTUM, None])
+def test_steps_that_align_contrast_alone(momentum, toys, tmp_path):
+    settings = {} if momentum else {"alpha": 0.0, "queue": 0}
+    module = lit(momentum=momentum, align_steps=1, **settings)
+    before = copy.deepcopy(module.model.state_dict())
+    run = toys.trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(module, loader([batch(1)]))
+    after = module.model.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    last = f"text.blocks.{module.model.first_fusion}"
+    fused = {n for n in after if n.startswith(("match_head", "mlm", last))}
+    assert fused
+    assert not fused & moved
+    assert {"vision_proj.weight", "text_proj.weight"} <= moved
+    assert all(p.grad is not None for p in module.model.parameters())  # DDP waits for every one of them
+    assert "train/itm" not in run.callback_metrics
+    assert momentum is None or module.queue.count == 4
+    module = lit(momentum=momentum, align_steps=1, **settings)
+    run = toys.trainer(tmp_path / "on", max_steps=2, limit_val_batches=0)
+    run.fit(module, loader([batch(1), batch(2)]))
+    assert "train/itm" in run.callback_metrics
+
+
+def test_losses_are_weighed(toys, tmp_path):
+    def total(**weights):
+        torch.manual_seed(0)
+        module = lit(momentum=None, alpha=0.0, queue=0, weights=LossWeights(**weights))
+        run = toys.trainer(tmp_path / str(weights), max_steps=1, limit_val_batches=0)
+        run.fit(module, loader([batch(1)]))
+        return {name: float(run.callback_metrics[f"train/{name}"]) for name in ("loss", "itc", "itm", "mlm")}
+
+    found = total(contrast=2.0, match=0.5, words=0.25)
+    assert found["loss"] == pytest.approx(
+        2 * found["itc"] + 0.5 * found["itm"] + 0.25 * found["mlm"], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("settings", [{"hard_negatives": 0}, {"align_steps": -1}])
+def test_numbers_out_of_range_are_refused(settings):
+    with pytest.raises(UsageError, match=next(iter(settings))):
+        lit(**settings)
+    with pytest.raises(UsageError, match="0 or more"):
+        LossWeights(match=-1.0)
