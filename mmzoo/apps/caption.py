@@ -301,7 +301,7 @@ def _settings(
         raise UsageError("--top-p, --top-k and --temperature say how words are drawn: add --sample.")
     if num_captions < 1:
         raise UsageError(f"--num-captions {num_captions} is too few: at least 1.")
-    if beams is not None and num_captions > beams:
+    if beams is not None and num_captions > beams >= 1:
         raise UsageError(
             f"--num-captions {num_captions} is more than {beams} beams can give: widen --beams, or --sample."
         )

@@ -6,12 +6,15 @@ import json
 
 import pytest
 import torch
+from hand_copy import shake
 from PIL import Image
 
 import mmzoo
+from mmzoo.apps.caption import caption
 from mmzoo.apps.explain import explain, heat_picture, words_of
 from mmzoo.cli.main import main
 from mmzoo.errors import UsageError, ZooError
+from mmzoo.generation import GenerationConfig, generate
 from mmzoo.processing.processor import Processor
 from mmzoo.processing.text import build_tokenizer
 from mmzoo.spec import TINY_VOCAB, ImageSpec, TextSpec
@@ -115,10 +118,64 @@ def test_tiny_models_explain(name, photo, tmp_path, capsys):
     assert not err
 
 
+def test_a_model_explains_its_own_caption(photo, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = shake(mmzoo.create_model("blip-tiny"), seed=2)
+    processor = mmzoo.create_processor(model)
+    found = explain((model, processor), photo, out=tmp_path / "maps")
+    [said] = caption((model, processor), [photo]).captions
+    assert found.written
+    assert found.text == said.captions[0]
+    assert found.cut is not said.finished[0]
+    assert found.match is None
+    assert found.layer == 1
+    # the same words as of the text, which here is read again; the prompt has no maps
+    assert "".join(w.word for w in found.words) == found.text.replace(" ", "")
+    assert sum(w.share for w in found.words) == pytest.approx(1)
+    assert len(list((tmp_path / "maps").iterdir())) == len(found.words) + 1
+    # each map is the mean of its pieces' maps at their places behind the prompt
+    ids = processor.framed(["a picture of"]).ids
+    pixels = processor.images([Image.open(photo)])
+    made = generate(
+        model.caption_decoder(pixels), ids[0, 1:-1], GenerationConfig(beams=3, min_new_tokens=1)
+    ).rows[0]
+    made = made[made != processor.tokenizer.eos_id]
+    whole = torch.cat([ids[0, :-1], made])[None]
+    maps = model.explain_caption(pixels, whole, torch.ones_like(whole, dtype=torch.bool), 0)[0, 4:]
+    assert len(maps) == len(made)
+    again = explain((model, processor), photo, out=tmp_path / "maps", layer=0)
+    entries = processor.tokenizer.vocabulary()
+    owners = torch.tensor([not entries[i].startswith("##") for i in made.tolist()]).cumsum(0) - 1
+    owners -= owners[0].clone()
+    heat = torch.stack([maps[owners == i].mean(0).sum() for i in range(len(again.words))])
+    assert [w.share for w in again.words] == pytest.approx((heat / heat.sum()).tolist(), abs=1e-4)
+
+    folder = tmp_path / "saved"
+    mmzoo.save(model, folder)
+    words = ["explain", "--model", str(folder), str(photo), "--out", str(tmp_path / "maps")]
+    assert main([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["text"] == found.text
+    assert ("the caption was cut" in err) == found.cut
+    assert main(words) == 0
+    assert f"wrote {found.text!r}; layer 1, 4 x 4 patches" in capsys.readouterr().out
+
+
+def test_an_empty_caption_has_nothing_to_explain(photo, tmp_path, monkeypatch):
+    from mmzoo.apps import explain as app
+    from mmzoo.apps.writing import Text
+
+    monkeypatch.setattr(app, "write_texts", lambda *args: [(Text("", (), 0.0, True),)])
+    with pytest.raises(ZooError, match="writes an empty caption"):
+        explain("blip-tiny", photo, out=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (["PHOTO"], 2, "arguments are required: TEXT"),
+        ([], 2, "arguments are required: IMAGE"),
+        (["PHOTO"], 2, "albef-tiny cannot write a caption to be explained"),
+        (["PHOTO", "--model", "blip-tiny", "--layer", "2"], 2, "layer 2 has no map of words"),
         (["PHOTO", " "], 2, "there is no word in ' '"),
         (["nowhere.png", "cat"], 1, "nowhere.png: No such file"),
         (["PHOTO", "cat", "--layer", "3"], 2, "layer 3 has no map of words"),
