@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmzoo.errors import UsageError, ZooError, nearest
+from mmzoo.layers.linear import Linear
 from mmzoo.models.capabilities import EmbedsPairs, GivesFeatures, HasHead
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ __all__ = [
     "quantize_int8",
     "replace_head",
 ]
+
+_LINEAR = (nn.Linear, Linear)  # not heads and projections derived of them
 
 
 class Frozen(NamedTuple):
@@ -174,7 +177,7 @@ def add_lora(
         id(m) for part in parts_of(model, targets) if isinstance(part, nn.Module) for m in part.modules()
     }
     # a subclass of Linear does more than a matrix (UnitProjection normalises), which an adapter would go past
-    linear = [name for name, m in model.named_modules() if id(m) in inside and type(m) is nn.Linear]
+    linear = [name for name, m in model.named_modules() if id(m) in inside and type(m) in _LINEAR]
     names = [name for name in linear if name.rsplit(".", 1)[-1] in layers]
     if not names:
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
@@ -270,7 +273,7 @@ def quantize_int8(
     inside = {
         id(m) for part in parts_of(small, chosen) if isinstance(part, nn.Module) for m in part.modules()
     }
-    quantize_(small, Int8WeightOnlyConfig(), filter_fn=lambda m, _: type(m) is nn.Linear and id(m) in inside)
+    quantize_(small, Int8WeightOnlyConfig(), filter_fn=lambda m, _: type(m) in _LINEAR and id(m) in inside)
     was_training = model.training
     model.eval()
     try:

@@ -38,3 +38,14 @@ def test_gradients_and_autocast_go_torchs_way(monkeypatch: pytest.MonkeyPatch) -
 def test_no_rows_are_no_rows() -> None:
     with torch.no_grad():
         assert linear(torch.zeros(0, 4), torch.zeros(9, 4)).shape == (0, 9)
+
+
+def test_a_quantized_weight_keeps_its_own_product() -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    layer, x = Linear(32, 64), torch.randn(3, 32)
+    plain = layer(x)
+    quantize_(layer, Int8WeightOnlyConfig())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain, rtol=0, atol=0.05)
+        assert type(layer.weight) not in (torch.Tensor, torch.nn.Parameter)
