@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class WritesByDecoder(ExplainsByDecoder, ImageSide):
     Capabilities: `WritesCaptions`, `ExplainsCaptions`.
     """
 
+    config: Any  # a `ReaderConfig` that has `tokens` and `prompt`
     decoder: TextBackbone
     lm: MaskedWords
 
