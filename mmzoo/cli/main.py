@@ -53,6 +53,9 @@ VERBS = {
     "answer": Verb(
         "Use", "answer a question about a picture, ranked answers with scores", "mmzoo.cli.verbs.answer"
     ),
+    "capfilt": Verb(
+        "Use", "caption pictures, judge all texts, keep what fits: clean data", "mmzoo.cli.verbs.capfilt"
+    ),
     "evaluate": Verb(
         "Use",
         "a model's numbers on a data set by the papers' protocols, chance beside",
