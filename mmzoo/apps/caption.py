@@ -20,7 +20,7 @@ from mmzoo.apps.opening import ModelLike, Opened, Progress, open_model, require
 from mmzoo.apps.pictures import Files, Loaded, find_pictures, none_readable, read_some
 from mmzoo.apps.report.caption import gallery_of
 from mmzoo.apps.report.gallery import page_path, write
-from mmzoo.apps.writing import BEAMS, Text, prompt_ids, write_texts
+from mmzoo.apps.writing import BEAMS, Text, own_prompt, prompt_ids, write_texts
 from mmzoo.data.reader import Broken
 from mmzoo.errors import UsageError, ZooError
 from mmzoo.generation import GenerationConfig
@@ -188,7 +188,7 @@ def caption(
         model=opened.name,
         weights=opened.weights,
         weights_sha256=weights,
-        prompt=opened.model.caption_prompt if prompt is None else prompt,
+        prompt=own_prompt(opened) if prompt is None else prompt,
         settings=settings,
         captions=[found[str(path)] for path in paths if str(path) in found],
         resumed=resumed,

@@ -9,7 +9,7 @@ from mmzoo.apps.opening import Opened, finite
 from mmzoo.errors import UsageError
 from mmzoo.generation import Decoder, GenerationConfig, generate
 
-__all__ = ["BEAMS", "Text", "prompt_ids", "write_texts"]
+__all__ = ["BEAMS", "Text", "own_prompt", "prompt_ids", "write_texts"]
 
 BEAMS = 3
 """Beams of a search unless told otherwise: BLIP's own for captions and answers."""
@@ -31,6 +31,12 @@ class Text(NamedTuple):
     finished: bool
 
 
+def own_prompt(opened: Opened) -> str:
+    """What a model's captions begin with unless told otherwise; nothing where it has no prompt of its own."""
+    prompt: str = getattr(opened.model, "caption_prompt", "")
+    return prompt
+
+
 def prompt_ids(opened: Opened, prompt: str | None) -> list[int]:
     """The tokens of a prompt, begin token left out.
 
@@ -41,7 +47,7 @@ def prompt_ids(opened: Opened, prompt: str | None) -> list[int]:
     Raises:
         UsageError: It is longer than what the model reads.
     """
-    text = opened.model.caption_prompt if prompt is None else prompt
+    text = own_prompt(opened) if prompt is None else prompt
     if not text.strip():
         return []
     ids: list[int] = opened.processor.framed([text]).ids[0].tolist()

@@ -169,12 +169,10 @@ class Explains(Protocol):
 
 @runtime_checkable
 class WritesCaptions(Protocol):
-    """Writes text about an image."""
+    """Writes text about an image.
 
-    @property
-    def caption_prompt(self) -> str:
-        """What a caption begins with unless told otherwise (`"a picture of "`); it is no part of the caption."""
-        ...
+    A model may have a string `caption_prompt`, which its captions begin with unless told otherwise ("a picture of ").
+    """
 
     def caption_decoder(self, images: Any) -> Any:
         """Images, or their shared keys and values, to a decoder for `mmzoo.generation.generate`."""

@@ -179,6 +179,20 @@ def _opened(pair):
     return open_model(pair)
 
 
+def test_a_decoder_is_all_that_is_asked_for(blip, photos):
+    class Writer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = blip[0]
+
+        def caption_decoder(self, images):
+            return self.inner.caption_decoder(images)
+
+    found = caption((Writer(), blip[1]), [photos], max_new_tokens=5)
+    assert found.prompt == ""  # it has none of its own
+    assert said(found) == said(caption(blip, [photos], prompt="", max_new_tokens=5))
+
+
 def test_a_caption_may_be_empty(blip, photos):
     """A model that ends at once says nothing, which is a caption as good as any."""
     model, processor = blip

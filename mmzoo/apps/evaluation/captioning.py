@@ -10,7 +10,7 @@ from mmzoo import dist
 from mmzoo.apps.evaluation.request import Measure, Outcome, Request, limited, share, shared_source, together
 from mmzoo.apps.opening import Opened
 from mmzoo.apps.pictures import none_readable, read_some
-from mmzoo.apps.writing import BEAMS, prompt_ids, write_texts
+from mmzoo.apps.writing import BEAMS, own_prompt, prompt_ids, write_texts
 from mmzoo.data.captioning import Described, PictureId, open_described, read_results, write_results
 from mmzoo.data.reader import Broken
 from mmzoo.errors import UsageError, ZooError
@@ -86,7 +86,7 @@ def run_captioning(request: Request, opened: Opened, described: Described) -> Ou
         together(lambda: write_results(captions, out) if dist.rank() == 0 else None)
     outcome = _scored(request, described, captions, lost)
     protocol = outcome.protocol | {
-        "prompt": opened.model.caption_prompt if request.prompt is None else request.prompt,
+        "prompt": own_prompt(opened) if request.prompt is None else request.prompt,
         "beams": settings.beams,
         "min_new_tokens": settings.min_new_tokens,
         "max_new_tokens": settings.max_new_tokens,
