@@ -45,7 +45,8 @@ class Recipe:
         warmup_steps: Optimizer steps over which the rate rises to its full value.
         warmup_share: The same as a share of all steps of the run (ViLT's fine-tuning: 0.1), in place of `warmup_steps`.
         warmup_floor: Share of the full rate at the first step; 0 rises from nothing.
-        schedule: How the rate comes down after: along half a cosine or a straight line.
+        schedule: How the rate comes down after: along half a cosine, a straight line, or by the same factor at every
+            step (`exponential`, which needs a `floor`).
         floor: Share of the full rate that is left at the end.
         layer_decay: Factor on the rate per layer from a tower's top to its input; 1 for none.
         lr_factors: Factor on the rate of single parts, named as in `freeze`: `{head: 10}`.
@@ -73,6 +74,10 @@ class Recipe:
             raise UsageError(f"warmup_share is {self.warmup_share}; it is a share of the run, from 0 to 1.")
         if self.warmup_share and self.warmup_steps:
             raise UsageError("warmup_steps and warmup_share both say how long the warm-up is: give one.")
+        if self.schedule == "exponential" and not 0 < self.floor <= 1:
+            raise UsageError(
+                f"an exponential schedule never comes down to {self.floor}: set floor to a share above 0."
+            )
 
 
 def build_model(family: str, model: Any, pretrained: str | None) -> Any:

@@ -30,7 +30,7 @@ __all__ = [
     "part_factors",
 ]
 
-Schedule = Literal["cosine", "linear"]
+Schedule = Literal["cosine", "linear", "exponential"]
 
 NO_DECAY = frozenset(
     {"cls", "positions", "pos", "registers", "query", "modality", "mask_token", "logit_scale", "logit_bias"}
@@ -216,7 +216,8 @@ def build_schedule(
         warmup: Steps until the full rate; the first step already moves.
         total: Optimizer steps of the whole run, warm-up included.
         floor: Share of the full rate at the end.
-        shape: The way down: half a cosine, or a straight line (transformers' polynomial of power 1, ViLT).
+        shape: The way down: half a cosine; a straight line (transformers' polynomial of power 1, ViLT); or by the same
+            factor at every step (BLIP), for which `floor` must be above 0.
         warmup_floor: Share of the full rate at the first step (ALBEF: 0.1); 0 starts one of `warmup + 1` equal steps
             above nothing.
     """
@@ -226,6 +227,8 @@ def build_schedule(
         if step < warmup:
             return start + (1 - start) * step / warmup
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        if shape == "exponential":
+            return float(floor**progress)
         left = 1 - progress if shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return floor + (1 - floor) * left
 

@@ -178,6 +178,10 @@ def test_a_straight_line_down_and_a_warmup_from_a_share():
     # ALBEF: from 1e-5 to 1e-4, a tenth of it, in equal steps
     assert rates(warmup=3, total=5, warmup_floor=0.1)[:4] == pytest.approx([0.1, 0.4, 0.7, 1])
     assert rates(warmup=0, total=4, shape="linear") == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    # BLIP's: by the same factor at every step
+    assert rates(warmup=2, total=6, shape="exponential", floor=0.81**2)[2:] == pytest.approx(
+        [1, 0.9, 0.81, 0.9**3, 0.9**4]
+    )
 
 
 def test_fused_is_the_default_unless_somebody_chose():
