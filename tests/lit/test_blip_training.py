@@ -316,3 +316,24 @@ def test_what_cannot_be_trained():
     ):
         with pytest.raises(UsageError, match=said):
             lit(**settings)
+
+
+def test_a_run_may_align_before_it_fuses(toys, tmp_path):
+    """Such a step contrasts as any other and leaves alone what only matching and writing train."""
+    module = lit(align_steps=1)
+    one, before = batch(1), copy.deepcopy(module.model.state_dict())
+    whole = module.losses(one, 0.0)[0].contrast.loss
+    torch.testing.assert_close(module.aligned(one, 0.0)[0].contrast.loss, whole)
+    trainer = fit(module, [one], tmp_path, toys)
+    assert {"train/itm", "train/lm"}.isdisjoint(trainer.callback_metrics)
+    moved = {
+        name for name, tensor in module.model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert {"vision.cls", "text_proj.weight", "logit_scale"} <= moved
+    assert not any(n.startswith(("match_head", "lm", "decoder")) or ".cross" in n for n in moved)
+    with pytest.raises(UsageError, match="of all ranks one hard negative"):
+        lit(hard_negatives=2, negatives="ranks")
+    rows = lit(hard_negatives=2).rows_to_match(
+        *(F.normalize(torch.randn(4, 3), dim=1) for _ in "it"), None, one
+    )
+    assert len(rows.text) == 5 * 4
