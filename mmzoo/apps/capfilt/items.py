@@ -111,7 +111,7 @@ def _lines(shard: Shard, only: Collection[int] | None) -> Iterator[Item | Fault]
     root, file = Path(shard.root).resolve(), Path(shard.path)
     with file.open("rb") as lines:
         lines.seek(shard.start)
-        for sample, raw in enumerate(islice(lines, shard.count)):
+        for sample, raw in enumerate(islice(lines, shard.samples)):
             if not raw.strip() or (only is not None and sample not in only):
                 continue
             where = f"{file.name}, line {sample + 1} of shard {shard.number}"
@@ -145,7 +145,7 @@ def _beside(picture: Path) -> tuple[str, ...]:
 
 def _parquet(shard: Shard, only: Collection[int] | None) -> Iterator[Item | Fault]:
     root, name = Path(shard.root).resolve(), Path(shard.path).name
-    rows = parquet_rows(Path(shard.path), shard.group, shard.start, shard.count)
+    rows = parquet_rows(Path(shard.path), shard.group, shard.start, shard.samples)
     for sample, row in enumerate(rows):
         if only is not None and sample not in only:
             continue
@@ -166,7 +166,7 @@ def _first(row: dict[str, Any], what: str) -> Any:
 
 def _source(shard: Shard, only: Collection[int] | None) -> Iterator[Item | Fault]:
     source = open_source(shard.path, split=shard.split)
-    for sample in range(shard.count):
+    for sample in range(shard.samples):
         if only is not None and sample not in only:
             continue
         try:

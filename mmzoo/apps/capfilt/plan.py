@@ -30,7 +30,7 @@ class Shard(NamedTuple):
             else `open_source` reads).
         path: The file, or what `open_source` is given.
         start: Where it begins: a byte of a file of lines, a row of a Parquet row group, an index of a source.
-        count: Samples in it; -1 where only reading the shard tells (tar).
+        samples: How many are in it; -1 where only reading the shard tells (tar).
         group: The Parquet row group.
         root: Folder that the pictures' paths begin at.
         split: Split of a source.
@@ -41,7 +41,7 @@ class Shard(NamedTuple):
     kind: str
     path: str
     start: int = 0
-    count: int = -1
+    samples: int = -1
     group: int = 0
     root: str = ""
     split: str | None = None

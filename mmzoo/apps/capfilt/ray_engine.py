@@ -52,8 +52,11 @@ def run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[Outcome
         raise ZooError("--engine ray needs Ray Data: pip install 'mmzoo[ray]'.") from None
     own = not ray.is_initialized()
     if own:
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="error", **local)
+        here = not os.environ.get("RAY_ADDRESS")
+        ray.init(
+            num_cpus=workers + 1 if here else None, include_dashboard=False if here else None, log_to_driver=False,
+            logging_level=logging.ERROR,
+        )  # fmt: skip
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its plans on every call
         rows = [{"shard": json.dumps(shard._asdict())} for shard in shards]

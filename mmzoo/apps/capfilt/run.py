@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ STAGES = ("caption", "score", "select")
 ENGINES = ("local", "ray")
 TOP_P = 0.9
 """Share of the probability that words are drawn from unless told otherwise: BLIP's own."""
+MOST = 8
+"""Processes without a GPU unless told otherwise: each holds the models."""
 THRESHOLD = 0.5
 """Least ITM probability unless other rules are given: BLIP's own (salesforce/BLIP issue 46)."""
 
@@ -138,7 +141,7 @@ def capfilt(
         distance: For near duplicates, bits of 64 in which two pictures' hashes may differ.
         write: What to write beside the records: some of `"jsonl"` (`out/captions.jsonl`) and `"tar"` (`out/tar/`).
         engine: `"local"`: processes of this machine; `"ray"`: actors of a Ray cluster (extra `ray`).
-        workers: Processes or actors; None takes the GPUs, or else the cores, at most one for each shard.
+        workers: Processes or actors; None takes the GPUs, or else the cores, at most 8.
         shard_size: Pictures worked on and written as one; a tar file is one whatever it holds.
         batch_size: Pictures at a time.
         device: Where to compute; a CUDA device if there is one.
@@ -153,6 +156,8 @@ def capfilt(
     need_pyarrow()
     _check(stages, write, engine, texts, workers, shard_size, batch_size)
     folder = Path(out)
+    if source is not None and folder.resolve() in (Path(source).resolve(), Path(source).resolve().parent):
+        raise UsageError(f"{out} is where the input lies, which would be written over: name another folder.")
     captioning, scoring = None, None
     if {"caption", "score"} & set(stages):
         first = (captioner, captioner_pretrained) if captioner is not None else (model, pretrained)
@@ -238,19 +243,17 @@ def _settings(
         raise UsageError(
             f"num_captions={num_captions} is too few: at least 1; leave the stage caption out for none."
         )
-    shared = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "seed": seed}
+    shared = GenerationConfig(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, seed=seed)
     if beams is None:
-        return GenerationConfig(
-            sample=True, top_p=TOP_P if top_p is None else top_p, top_k=top_k, temperature=temperature,
-            repetition_penalty=repetition_penalty, per_context=num_captions, **shared,
+        return replace(
+            shared, sample=True, top_p=TOP_P if top_p is None else top_p, top_k=top_k, temperature=temperature,
+            repetition_penalty=repetition_penalty, per_context=num_captions,
         )  # fmt: skip
     if top_p is not None or top_k or temperature != 1:
         raise UsageError(
             "--top-p, --top-k and --temperature say how words are drawn, and --beams draws none."
         )
-    return GenerationConfig(
-        beams=beams, repetition_penalty=repetition_penalty, per_context=num_captions, **shared
-    )
+    return replace(shared, beams=beams, repetition_penalty=repetition_penalty, per_context=num_captions)
 
 
 def _work(
@@ -284,7 +287,7 @@ def _processors(job: Job) -> int:
 
     if job.device is None and torch.cuda.is_available():
         return torch.cuda.device_count()
-    return 1 if job.device not in (None, "cpu") else os.cpu_count() or 1
+    return 1 if job.device not in (None, "cpu") else min(os.cpu_count() or 1, MOST)
 
 
 def _states(folder: Path, shards: Sequence[Shard]) -> dict[int, State]:

@@ -14,7 +14,9 @@ from mmzoo.apps.capfilt.rules import REASONS, Columns, Decision, Rules, decide
 
 __all__ = ["Selection", "select"]
 
-_READ = ("sample", "text", "source", "sha256", "phash", "itm_prob", "itc_cos", "clip_cos")
+NAMED = 100
+"""Repeated keys that are named; all are counted."""
+_READ = ("sample", "key", "text", "source", "sha256", "phash", "itm_prob", "itc_cos", "clip_cos")
 _TYPES = {
     "image": np.int64, "source": np.uint8, "words": np.int32, "chars": np.int32, "text": np.uint64, "file": np.uint64,
     "phash": np.uint64, "itm": np.float32, "itc": np.float32, "clip": np.float32,
@@ -29,12 +31,16 @@ class Selection(NamedTuple):
         decision: Which are kept.
         spans: The candidates of each shard, by its number: first and one behind the last.
         changed: Files that were written because something in them is decided otherwise than before.
+        repeated: How many keys stand with more than one picture, in one shard or in several.
+        repeated_keys: The first of them.
     """
 
     columns: Columns
     decision: Decision
     spans: dict[int, tuple[int, int]]
     changed: int
+    repeated: int
+    repeated_keys: list[str]
 
 
 def select(out: Path, numbers: Sequence[int], rules: Rules) -> Selection:
@@ -51,10 +57,12 @@ def select(out: Path, numbers: Sequence[int], rules: Rules) -> Selection:
         UsageError: A rule goes by a score that no candidate has.
     """
     parts: list[Columns] = []
+    keys: list[np.ndarray] = []
     spans: dict[int, tuple[int, int]] = {}
     images = first = 0
     for number in numbers:
-        columns = _gather(record_file(out, number))
+        columns, names = _gather(record_file(out, number))
+        keys.append(names)
         if len(columns.image):
             columns = columns._replace(image=columns.image + images)
             images = int(columns.image[-1]) + 1
@@ -68,18 +76,32 @@ def select(out: Path, numbers: Sequence[int], rules: Rules) -> Selection:
         codes = decision.codes[start:end].tolist()
         reasons = [REASONS[code] for code in codes]
         changed += write_decisions(record_file(out, number), [code == 0 for code in codes], reasons, digest)
-    return Selection(together, decision, spans, changed)
+    found, times = np.unique(np.concatenate(keys), return_counts=True)
+    repeated = found[times > 1]
+    return Selection(together, decision, spans, changed, len(repeated), _names(out, numbers, repeated))
 
 
-def _gather(path: Path) -> Columns:
-    """The columns of one shard, its pictures numbered from 0."""
+def _names(out: Path, numbers: Sequence[int], hashes: np.ndarray) -> list[str]:
+    """The first keys that have some of these hashes."""
+    wanted = set(hashes.tolist()[:NAMED])
+    found: dict[str, None] = {}
+    for number in numbers if wanted else ():
+        for rows in read_columns(record_file(out, number), ("key",)):
+            found |= {key: None for key in dict.fromkeys(rows["key"]) if text_hash(key) in wanted}
+    return list(found)
+
+
+def _gather(path: Path) -> tuple[Columns, np.ndarray]:
+    """The columns of one shard, its pictures numbered from 0, and a hash of each picture's key."""
+    keys: list[int] = []
     parts: list[tuple[np.ndarray, ...]] = []
     image, last = -1, None
     for rows in read_columns(path, _READ):
         numbers = []
-        for sample in rows["sample"]:
-            image += sample != last
-            last = sample
+        for sample, key in zip(rows["sample"], rows["key"], strict=True):
+            if sample != last:
+                image, last = image + 1, sample
+                keys.append(text_hash(key))
             numbers.append(image)
         normal = [normal_text(text) for text in rows["text"]]
         nan = float("nan")
@@ -96,6 +118,7 @@ def _gather(path: Path) -> Columns:
             "clip": [nan if value is None else value for value in rows["clip_cos"]],
         }
         parts.append(tuple(np.array(found[name], kind) for name, kind in _TYPES.items()))
-    if not parts:
-        return Columns(*(np.zeros(0, kind) for kind in _TYPES.values()))
-    return Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    parts = parts or [tuple(np.zeros(0, kind) for kind in _TYPES.values())]
+    return Columns(*(np.concatenate(column) for column in zip(*parts, strict=True))), np.array(
+        keys, np.uint64
+    )

@@ -21,6 +21,7 @@ __all__ = ["BINS", "Histogram", "OfSource", "Summary", "summarise"]
 BINS = 20
 NAMED = 100
 """Faults that are named in the report; all are counted."""
+DUPLICATE = "duplicate key"
 LIMITS = {"itm": (0.0, 1.0), "itc": (-1.0, 1.0), "clip": (-1.0, 1.0)}
 
 
@@ -106,9 +107,14 @@ def summarise(
     """Count what the records hold."""
     columns, codes = chosen.columns, chosen.decision.codes
     faults = [fault for number in sorted(states) for fault in states[number].faults]
+    named = {key for kind, key, _ in faults if kind == DUPLICATE}
+    faults += [
+        (DUPLICATE, key, "stands in several shards") for key in chosen.repeated_keys if key not in named
+    ]
     counts: Counter[str] = Counter()
     for state in states.values():
         counts.update(dict(state.fault_counts))
+    counts[DUPLICATE] = max(counts[DUPLICATE], chosen.repeated)
     speed: Counter[str] = Counter()
     for line in manifest.logged():
         if line.get("failed") is None:
@@ -130,7 +136,7 @@ def summarise(
         cut=None if cut != cut else cut,
         histograms=list(_histograms(chosen)),
         stages={stage: manifest.told[stage] for stage in ("caption", "score") if stage in manifest.told},
-        fault_counts=dict(sorted(counts.items())),
+        fault_counts={kind: count for kind, count in sorted(counts.items()) if count},
         faults=faults[:NAMED],
         failed=list(failed),
         speed=dict(speed),

@@ -132,7 +132,7 @@ class Worker:
             ),
             score=None if job.scoring is None else job.scoring.digest(),
             images=images,
-            faults=tuple(tuple(fault) for fault in faults),
+            faults=tuple((fault.kind, fault.key, fault.reason) for fault in faults),
             fault_counts=tuple(sorted(counts.items())),
         )
         write_records(path, records, state)
@@ -189,7 +189,7 @@ class Worker:
         ]
         decoder = opened.model.caption_decoder(seen.shared)
         texts = write_texts(opened, decoder, how.prompt, how.settings, keys)
-        told = {
+        told: dict[str, Any] = {
             "source": "synthetic", "model": how.captioner.name, "weights": how.captioner.weights,
             "seed": how.settings.seed, "sampling": sampling_of(how),
         }  # fmt: skip
@@ -226,11 +226,18 @@ class Worker:
             told |= {"clip": how.clip.name, "clip_weights": how.clip.weights}
             if texts:
                 scores["clip_cos"] = clip_cosines(self._clip, pictures, texts, index)
-        blank = {"itm_prob": None, "itc_cos": None, "clip_cos": None, "filter": None, "filter_weights": None}
+        blank: dict[str, Any] = {
+            "itm_prob": None,
+            "itc_cos": None,
+            "clip_cos": None,
+            "filter": None,
+            "filter_weights": None,
+        }
         blank |= {"clip": None, "clip_weights": None}
         filled = [row._replace(**blank | told) for _, row in places]
         for name, values in scores.items():
             for place, value in zip(said, values, strict=True):
-                filled[place] = filled[place]._replace(**{name: value})
+                score: dict[str, Any] = {name: value}
+                filled[place] = filled[place]._replace(**score)
         rest = iter(filled)
         return [[next(rest) for _ in some] for some in rows]

@@ -110,11 +110,12 @@ def _shown(out: Path, chosen: Selection, shards: dict[int, Shard]) -> Iterator[S
                 number = next(n for n in numbers if chosen.spans[n][0] <= place < chosen.spans[n][1])
                 wanted[number].add(place - chosen.spans[number][0])
     for number in sorted(wanted):
-        rows, place = [], 0
+        rows: list[dict[str, Any]] = []
+        place = 0
         for columns in read_columns(record_file(out, number), _READ):
-            for row in zip(*(columns[name] for name in _READ), strict=True):
+            for values in zip(*(columns[name] for name in _READ), strict=True):
                 if place in wanted[number]:
-                    rows.append(dict(zip(_READ, row, strict=True)))
+                    rows.append(dict(zip(_READ, values, strict=True)))
                 place += 1
         pictures = _thumbnails(shards[number], {row["sample"] for row in rows})
         for row in rows:
