@@ -199,16 +199,28 @@ class BlockStack(nn.ModuleList):
             layers: Which blocks, as in `slice(0, 6)`.
             mask: Self-attention mask.
             rope: Rotary tables, or None.
-            context: Context tokens (B, N, cross_width), or their `ImageKV`; a layer it leaves out skips its
-                cross-attention.
+            context: Context tokens (B, N, cross_width), or their `ImageKV`.
             context_mask: Mask over the context.
             fold: Which context each token reads, where there is not one context for each row.
             cache: The caller's cache.
 
         Returns:
             (B, L, width).
+
+        Raises:
+            ZooError: The `ImageKV` lacks a layer that has cross-attention.
         """
         for i in range(len(self))[layers]:
+            block: Any = self[i]
+            if (
+                isinstance(context, ImageKV)
+                and block.config.cross_width is not None
+                and i not in context.layers
+            ):
+                raise ZooError(
+                    f"layer {i} attends to a context, but the ImageKV has only the layers {sorted(context.layers)}: "
+                    f"project the context for layer {i} too, or join the two by union."
+                )
             kwargs: dict[str, Any] = {
                 "mask": mask,
                 "rope": rope,
@@ -218,7 +230,7 @@ class BlockStack(nn.ModuleList):
                 "cache": None if cache is None else cache[i],
             }
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(self[i], x, use_reentrant=False, **kwargs)
+                x = checkpoint(block, x, use_reentrant=False, **kwargs)
             else:
-                x = self[i](x, **kwargs)
+                x = block(x, **kwargs)
         return x

@@ -6,31 +6,30 @@
                                   |         first token: do they match?   masked token: which word?
               first tokens -> linear -> unit vectors -> cosine x exp(logit_scale)
 
-Towers and fusion are `mmzoo.towers.reader.Reader`. On it stand `ALBEF`, the model of pre-training and retrieval, and
-one class per task: `ALBEFVQA` ranks answers with a decoder that reads the question as the fusion half left it;
-`ALBEFNLVR2` reads a sentence with two images, its fusion layers doubled so that even ones see the first image and odd
-ones the second; `ALBEFVE` says whether an image entails a sentence.
+Towers and fusion are `mmzoo.towers.reader.Reader`; what BLIP does alike on top of it is in `mmzoo.models.pairing`. On
+it stand `ALBEF`, the model of pre-training and retrieval, and one class per task: `ALBEFVQA` ranks answers with a
+decoder that reads the question as the fusion half left it; `ALBEFNLVR2` reads a sentence with two images, its fusion
+layers doubled so that even ones see the first image and odd ones the second; `ALBEFVE` says whether an image entails a
+sentence.
 
 Sizes and epsilons are those of salesforce/ALBEF.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError
 from mmzoo.layers.attention import CrossAttention
 from mmzoo.layers.block import TransformerBlock
-from mmzoo.layers.heads import Classifier, MaskedWords, UnitProjection, multiplier
+from mmzoo.layers.heads import Classifier, MaskedWords, UnitProjection
 from mmzoo.layers.image_kv import ImageKV
 from mmzoo.models.albef_start import GROWS
-from mmzoo.models.explaining import ExplainsByCross
+from mmzoo.models.pairing import PairComparer, PairConfig, PairReader
 from mmzoo.models.ranking import AnswersByDecoder
 from mmzoo.spec import BERT_VOCAB, HALF, TINY_VOCAB, ImageSpec, TextSpec
 from mmzoo.towers import TextConfig, VisionConfig
@@ -52,18 +51,14 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ALBEFConfig(ReaderConfig):
+class ALBEFConfig(PairConfig):
     """Towers and heads of the model for pre-training and retrieval.
 
     Attributes:
-        embed: Width E of the common space.
         words: Whether there is a head for masked words (retrieval models have none).
-        logit_scale: Start of the learned log-scale.
     """
 
-    embed: int = 256
     words: bool = field(default=True, metadata={"free": "mlm.bias"})
-    logit_scale: float = field(default=math.log(1 / 0.07), metadata=UNKEPT)
 
 
 @dataclass(frozen=True)
@@ -138,11 +133,10 @@ VARIANTS: dict[str, ReaderConfig] = {
 }
 
 
-class ALBEF(ExplainsByCross, Reader):
-    """Embeds, matches and completes pairs. Capabilities: `EmbedsPairs`, `ScoresPairs`, `SharesImages`, `Explains`.
+class ALBEF(PairReader):
+    """A `PairReader` that completes pairs too.
 
     Attributes:
-        logit_scale: Learned log of the multiplier of the cosines (the reference learns its inverse).
         mlm: The head for masked words, or None. Its table is that of the word embeddings.
     """
 
@@ -150,70 +144,17 @@ class ALBEF(ExplainsByCross, Reader):
 
     def __init__(self, config: ALBEFConfig):
         super().__init__(config)
-        c = config
-        self.vision_proj = UnitProjection(c.vision.width, c.embed)
-        self.text_proj = UnitProjection(c.text.width, c.embed)
-        self.logit_scale = nn.Parameter(torch.tensor(c.logit_scale))
-        self.match_head = nn.Linear(c.text.width, 2)
-        words = MaskedWords(c.text.width, c.text.vocab, eps=c.text.norm_eps, tied=self.text.embed.tok)
-        self.mlm = words if c.words else None
-
-    @property
-    def scale(self) -> Tensor:
-        """The multiplier of the cosines, `exp(logit_scale)`, a float32 scalar whatever the autocast."""
-        return multiplier(self.logit_scale)
-
-    def embed_image(self, tokens: Tensor) -> Tensor:
-        """Image tokens (B, N, D) to unit vectors (B, E)."""
-        return self.vision_proj(self.pool_image(tokens))
+        text = config.text
+        words = MaskedWords(text.width, text.vocab, eps=text.norm_eps, tied=self.text.embed.tok)
+        self.mlm = words if config.words else None
 
     def embed_text(self, states: Tensor) -> Tensor:
         """States (T, L, D) of the text half to unit vectors (T, E)."""
         return self.text_proj(states[:, 0])
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Embed `images` (B, 3, H, W) as unit vectors (B, E)."""
-        return self.embed_image(self.image_tokens(images))
-
     def encode_text(self, ids: Tensor, keep: Tensor, *, packed: bool = False) -> Tensor:
         """Embed texts (T, L) as unit vectors (T, E); `packed` computes no padding."""
         return self.embed_text(self.text_states(ids, keep, packed=packed))
-
-    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
-        """Cosines (B, T) of unit vectors (B, E) and (T, E)."""
-        return image @ text.T
-
-    def match(
-        self,
-        images: Tensor | ImageKV,
-        ids: Tensor,
-        keep: Tensor,
-        image_index: Tensor | None = None,
-        *,
-        packed: bool = True,
-    ) -> Tensor:
-        """Say whether texts and images match; arguments as of `forward`.
-
-        Padding is computed only if `packed` is turned off, which a layer that is being watched needs.
-
-        Returns:
-            Logits (T, 2), column 1 = match.
-        """
-        kv = images if isinstance(images, ImageKV) else self.project_images(images)
-        states = self.text_states(ids, keep, packed=packed)
-        return self.match_states(states, keep, kv, image_index, packed=packed)
-
-    def match_states(
-        self,
-        states: Tensor,
-        keep: Tensor,
-        kv: ImageKV,
-        image_index: Tensor | None = None,
-        *,
-        packed: bool = False,
-    ) -> Tensor:
-        """As `match`, from what the text half has read already; arguments as of `fuse`."""
-        return self.match_head(self.fuse(states, keep, kv, image_index, packed=packed)[:, 0])
 
 
 class ALBEFVQA(AnswersByDecoder):
@@ -226,11 +167,11 @@ class ALBEFVQA(AnswersByDecoder):
         self.add_decoder(config.decoder)
 
 
-class ALBEFNLVR2(Reader):
-    """Reads a sentence with two images. Capabilities: `ComparesImages`, `SharesImages`.
+class ALBEFNLVR2(PairComparer):
+    """A `PairComparer` whose even fusion layers read the first image and whose odd ones the second.
 
-    Fusion layers come in pairs whose keys and values are projected by one and the same map, so an image is projected
-    once whichever of the two it is.
+    The two of a pair of layers project keys and values by one and the same map, so an image is projected once whichever
+    of the two it is. The state names the map in both layers, as published files do; `fit_state` holds them equal.
     """
 
     config: ALBEFNLVR2Config
@@ -263,51 +204,44 @@ class ALBEFNLVR2(Reader):
         kv = self.text.project_context(tokens, self.seconds)
         return ImageKV(kv.layers | {i - 1: kv.layers[i] for i in self.seconds})
 
-    def pair(self, first: Tensor | ImageKV, second: Tensor | ImageKV) -> ImageKV:
-        """Let even fusion layers read the first images and odd ones the second.
-
-        Args:
-            first: (B, 3, H, W), or what `project_images` made of them.
-            second: As many.
-
-        Raises:
-            ZooError: There are not as many second images as first ones.
-        """
-        if len(first) != len(second):
-            raise ZooError(f"{len(first)} first and {len(second)} second images: they are compared in pairs.")
-        if isinstance(first, Tensor) and isinstance(second, Tensor):
-            kv = self.project_images(torch.cat([first, second]))
-            first, second = kv[: len(first)], kv[len(first) :]
-        first, second = (x if isinstance(x, ImageKV) else self.project_images(x) for x in (first, second))
+    def join(self, first: ImageKV, second: ImageKV) -> ImageKV:
+        """Let even fusion layers read the first images and odd ones the second."""
         evens = ImageKV({i - 1: first.layers[i - 1] for i in self.seconds})
         return evens.union(ImageKV({i: second.layers[i] for i in self.seconds}))
 
-    def compare(self, first: Tensor | ImageKV, second: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
-        """Say whether sentences are true of pairs of images.
-
-        Args:
-            first: (B, 3, H, W), or their `ImageKV`.
-            second: As many.
-            ids: (B, L) int64.
-            keep: (B, L) bool.
-
-        Returns:
-            Logits (B, 2), column 1 = true.
+    def compare(
+        self,
+        first: Tensor | ImageKV,
+        second: Tensor | ImageKV,
+        ids: Tensor,
+        keep: Tensor,
+        *,
+        packed: bool = True,
+    ) -> Tensor:
+        """As of `PairComparer`.
 
         Raises:
             ZooError: This is the model of text assignment.
         """
         if self.config.task != "compare":
             raise ZooError("this ALBEF assigns texts to images: its head for pairs is made by fine-tuning.")
-        return self.compare_head(self(self.pair(first, second), ids, keep)[:, 0])
+        return super().compare(first, second, ids, keep, packed=packed)
 
-    def assign(self, first: Tensor | ImageKV, second: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
+    def assign(
+        self,
+        first: Tensor | ImageKV,
+        second: Tensor | ImageKV,
+        ids: Tensor,
+        keep: Tensor,
+        *,
+        packed: bool = True,
+    ) -> Tensor:
         """Say which image a sentence describes; arguments as of `compare`.
 
         Returns:
             Logits (B, 3): the first, the second, neither.
         """
-        return self.assign_head(self(self.pair(first, second), ids, keep)[:, 0])
+        return self.assign_head(self(self.pair(first, second), ids, keep, packed=packed)[:, 0])
 
     def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the position table where sizes differ, and refuse twin layers that differ.
@@ -334,6 +268,6 @@ class ALBEFVE(Reader):
         super().__init__(config)
         self.entail_head = Classifier(config.text.width, config.text.width, config.classes, act="relu")
 
-    def entail(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
+    def entail(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor, *, packed: bool = True) -> Tensor:
         """Logits (B, classes) of sentences (B, L) with their images; arguments as of `forward`."""
-        return self.entail_head(self(images, ids, keep)[:, 0])
+        return self.entail_head(self(images, ids, keep, packed=packed)[:, 0])

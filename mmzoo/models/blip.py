@@ -18,22 +18,21 @@ Sizes and epsilons are those of salesforce/BLIP.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmzoo.config import UNKEPT
 from mmzoo.errors import ZooError
 from mmzoo.layers.block import TransformerBlock
-from mmzoo.layers.heads import Classifier, UnitProjection, multiplier
+from mmzoo.layers.heads import Classifier
 from mmzoo.layers.image_kv import ImageKV
 from mmzoo.layers.tying import copy_self_attention, save_once, tie_except_self_attention
 from mmzoo.models.blip_start import GROWS
 from mmzoo.models.blip_twin import TwinCross, pair_up
-from mmzoo.models.explaining import ExplainsByCross
+from mmzoo.models.pairing import PairComparer, PairConfig, PairReader
 from mmzoo.models.ranking import AnswersByDecoder
 from mmzoo.models.writing import (
     BERT_TOKENS,
@@ -64,24 +63,20 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class BLIPConfig(ReaderConfig):
+class BLIPConfig(PairConfig):
     """Towers and heads of the model for pre-training, retrieval and captions.
 
     Attributes:
-        embed: Width E of the common space.
         tokens: The special tokens.
         reads: Whether texts can be embedded and matched (caption files cannot).
         writes: Whether there is a decoder (retrieval files have none).
         prompt: What captions begin with unless told otherwise; in fine-tuning on captions it stands before each.
-        logit_scale: Start of the learned log-scale.
     """
 
-    embed: int = 256
     tokens: SpecialTokens = BERT_TOKENS
     reads: bool = field(default=True, metadata={"free": "match_head.weight"})
     writes: bool = field(default=True, metadata={"free": "lm.bias"})
     prompt: str = field(default="a picture of ", metadata=UNKEPT)
-    logit_scale: float = field(default=math.log(1 / 0.07), metadata=UNKEPT)
 
     def __post_init__(self) -> None:
         if not (self.reads or self.writes):
@@ -188,28 +183,10 @@ class _ReadsWithEnc(Reader):
         return super().text_states(led_by(self.config.tokens.encode, ids), keep)
 
 
-class BLIPReader(ExplainsByCross, _ReadsWithEnc):
-    """Embeds and matches pairs. Capabilities: `EmbedsPairs`, `ScoresPairs`, `SharesImages`, `Explains`.
-
-    Attributes:
-        text: Encoder of texts, alone (without a context) and with images.
-        logit_scale: Learned log of the multiplier of the cosines (the reference learns its inverse).
-    """
+class BLIPReader(PairReader, _ReadsWithEnc):
+    """A `PairReader` whose encoder reads texts alone (without a context) and with images."""
 
     config: BLIPConfig
-
-    def __init__(self, config: BLIPConfig):
-        super().__init__(config)
-        c = config
-        self.vision_proj = UnitProjection(c.vision.width, c.embed)
-        self.text_proj = UnitProjection(c.text.width, c.embed)
-        self.logit_scale = nn.Parameter(torch.tensor(c.logit_scale))
-        self.match_head = nn.Linear(c.text.width, 2)
-
-    @property
-    def scale(self) -> Tensor:
-        """The multiplier of the cosines, `exp(logit_scale)`, a float32 scalar whatever the autocast."""
-        return multiplier(self.logit_scale)
 
     @property
     def explain_layer(self) -> int:
@@ -217,52 +194,9 @@ class BLIPReader(ExplainsByCross, _ReadsWithEnc):
         depth = self.config.text.depth
         return max(0, min(depth * 7 // 12, depth - 2))
 
-    def embed_image(self, tokens: Tensor) -> Tensor:
-        """Image tokens (B, N, D) to unit vectors (B, E)."""
-        return self.vision_proj(self.pool_image(tokens))
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Embed `images` (B, 3, H, W) as unit vectors (B, E)."""
-        return self.embed_image(self.image_tokens(images))
-
     def encode_text(self, ids: Tensor, keep: Tensor, *, packed: bool = False) -> Tensor:
         """Embed texts (T, L) as unit vectors (T, E); `packed` computes no padding."""
         return self.text_proj(self.text(ids, keep=keep, packed=packed).tokens[:, 0])
-
-    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
-        """Cosines (B, T) of unit vectors (B, E) and (T, E)."""
-        return image @ text.T
-
-    def match(
-        self,
-        images: Tensor | ImageKV,
-        ids: Tensor,
-        keep: Tensor,
-        image_index: Tensor | None = None,
-        *,
-        packed: bool = True,
-    ) -> Tensor:
-        """Say whether texts and images match; arguments as of `forward`.
-
-        Padding is computed only if `packed` is turned off, which a layer that is being watched needs.
-
-        Returns:
-            Logits (T, 2), column 1 = match.
-        """
-        kv = images if isinstance(images, ImageKV) else self.project_images(images)
-        return self.match_states(self.text_states(ids, keep), keep, kv, image_index, packed=packed)
-
-    def match_states(
-        self,
-        states: Tensor,
-        keep: Tensor,
-        kv: ImageKV,
-        image_index: Tensor | None = None,
-        *,
-        packed: bool = False,
-    ) -> Tensor:
-        """As `match`, from embedded texts; arguments as of `fuse`."""
-        return self.match_head(self.fuse(states, keep, kv, image_index, packed=packed)[:, 0])
 
 
 class BLIPWriter(WritesByDecoder):
@@ -330,8 +264,8 @@ class BLIPVQA(AnswersByDecoder, _ReadsWithEnc):
         return BackboneDecoder(self.decoder, self.lm, question, self.config.tokens)
 
 
-class BLIPNLVR2(_ReadsWithEnc):
-    """Reads a sentence with two images. Capability: `SharesImages`."""
+class BLIPNLVR2(PairComparer, _ReadsWithEnc):
+    """A `PairComparer` with two cross-attentions in every layer, one for each image."""
 
     config: BLIPNLVR2Config
 
@@ -342,39 +276,28 @@ class BLIPNLVR2(_ReadsWithEnc):
             block.register_module("cross", TwinCross(block.config, merges=i >= config.merge_from))
         self.compare_head = Classifier(config.text.width, config.text.width, 2, act="relu")
 
-    def pair(self, first: Tensor | ImageKV, second: Tensor | ImageKV) -> ImageKV:
-        """Keys and values of pairs of images.
+    def project_pairs(self, tokens: Tensor) -> ImageKV:
+        """Keys and values of B pairs out of image tokens (2 B, N, D), each image for its own place alone."""
+        one, two = tokens.chunk(2)
+        return ImageKV({i: cross.project_pair(one, two) for i, cross in self._crosses()})
 
-        Args:
-            first: (B, 3, H, W), or what `project_images` made of them.
-            second: As many.
+    def join(self, first: ImageKV, second: ImageKV) -> ImageKV:
+        """Of images that were projected for both places, take each for one."""
+        return ImageKV({i: pair_up(first.layers[i], second.layers[i]) for i, _ in self._crosses()})
 
-        Raises:
-            ZooError: There are not as many second images as first ones.
-        """
-        if len(first) != len(second):
-            raise ZooError(f"{len(first)} first and {len(second)} second images: they are compared in pairs.")
-        if isinstance(first, Tensor) and isinstance(second, Tensor):
-            one, two = self.image_tokens(torch.cat([first, second])).split(len(first))
-            return ImageKV({i: cross.project_pair(one, two) for i, cross in self._crosses()})
-        one, two = (x if isinstance(x, ImageKV) else self.project_images(x) for x in (first, second))
-        return ImageKV({i: pair_up(one.layers[i], two.layers[i]) for i, _ in self._crosses()})
+    def fuse(
+        self,
+        states: Tensor,
+        keep: Tensor,
+        kv: ImageKV,
+        image_index: Tensor | None = None,
+        *,
+        packed: bool = False,
+    ) -> Tensor:
+        """As of `Reader`, but padding is always computed: `TwinCross` reads pairs of images row by row."""
+        return super().fuse(states, keep, kv, image_index)
 
     def _crosses(self) -> Iterator[tuple[int, TwinCross]]:
         for i, block in enumerate(self.text.blocks):
             assert isinstance(block, TransformerBlock) and isinstance(block.cross, TwinCross)  # noqa: PT018
             yield i, block.cross
-
-    def compare(self, first: Tensor | ImageKV, second: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> Tensor:
-        """Say whether sentences are true of pairs of images.
-
-        Args:
-            first: (B, 3, H, W), or their `ImageKV`.
-            second: As many.
-            ids: (B, L) int64.
-            keep: (B, L) bool.
-
-        Returns:
-            Logits (B, 2), column 1 = true.
-        """
-        return self.compare_head(self(self.pair(first, second), ids, keep)[:, 0])

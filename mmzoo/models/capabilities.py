@@ -114,7 +114,7 @@ class SharesTexts(Protocol):
         kv: Any,
         image_index: Tensor | None = None,
         *,
-        packed: bool = False,
+        packed: bool = True,
     ) -> Tensor:
         """ITM logits (T, 2) of states and what `project_images` made of images, as of `ScoresPairs.match`."""
         ...

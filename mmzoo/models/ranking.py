@@ -50,9 +50,11 @@ class AnswersByDecoder(Reader):
         """Answers (R, L) with the token that the decoder begins with: as they are, unless a family says otherwise."""
         return ids
 
-    def read_question(self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor) -> ImageKV:
+    def read_question(
+        self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor, *, packed: bool = True
+    ) -> ImageKV:
         """Read questions (B, L) with their images (arguments as of `forward`) for the decoder to attend to."""
-        return self.decoder.project_context(self(images, ids, keep), keep=keep)
+        return self.decoder.project_context(self(images, ids, keep, packed=packed), keep=keep)
 
     def answer_states(self, question: ImageKV, ids: Tensor, question_index: Tensor | None = None) -> Tensor:
         """Read answers from left to right.
@@ -151,10 +153,12 @@ def rank_answers(
     # a stable sort, so that of answers with the same first token those that stand first in the list are chosen
     chosen = first.sort(dim=1, descending=True, stable=True).indices[:, :k]  # (B, k)
     asked = torch.arange(len(question), device=ids.device).repeat_interleave(chosen.shape[1])
-    whole = []
+    whole, lengths = [], keep.sum(1)
     for index, answer in zip(asked.split(_ROWS), chosen.flatten().split(_ROWS), strict=True):
-        states, real = read_answers(decoder, question, ids[answer], index)[:, :-1], keep[answer, 1:]
-        found = head.log_likelihood(states[real], ids[answer, 1:][real])
+        width = int(lengths[answer].max())  # of this chunk: one long answer makes no other one longer
+        words, real = ids[answer, :width], keep[answer, 1:width]
+        states = read_answers(decoder, question, words, index)[:, :-1]
+        found = head.log_likelihood(states[real], words[:, 1:][real])
         whole.append(found.new_zeros(real.shape).masked_scatter(real, found).sum(1))
     scores = torch.full_like(first, float("-inf"))
     scores.scatter_(1, chosen, torch.cat(whole).to(scores).view_as(chosen))

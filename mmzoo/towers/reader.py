@@ -5,6 +5,7 @@ Legend: B images, N image tokens, T texts, L tokens, D width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -36,10 +37,10 @@ class ReaderConfig:
     text_input: TextSpec
 
 
-class ImageSide(nn.Module):
+class ImageSide(nn.Module, ABC):
     """The image tower of a model whose text transformer, or transformers, attend to its tokens.
 
-    Capability: `SharesImages`, once `project` is there.
+    Capability: `SharesImages`. A class that lacks `project` cannot be built.
     """
 
     def __init__(self, config: ReaderConfig):
@@ -68,9 +69,9 @@ class ImageSide(nn.Module):
         vision = self.config.vision
         return tokens[:, 0] if vision.pool == "cls" else tokens[:, vision.prefix :].mean(1)
 
+    @abstractmethod
     def project(self, tokens: Tensor) -> ImageKV:
         """Project image tokens (B, N, D) to the keys and values of every fusion layer, once for all their texts."""
-        raise NotImplementedError
 
     def project_images(self, images: Tensor) -> ImageKV:
         """Encode and project `images` (B, 3, H, W)."""
@@ -83,6 +84,11 @@ class ImageSide(nn.Module):
 
 class Reader(ImageSide):
     """An image tower, and a transformer whose first half reads a text alone and whose second reads it with the image.
+
+    Padding can be left uncomputed (`packed`); the results at real tokens are equal, and there is one rule for what is
+    done unless told otherwise. Methods that give logits or keys of real tokens alone (`match`, `entail`, ...) pack.
+    Those that give states (`text_states`, `fuse`, `forward`), which packing makes zeros at padding, and `encode_text`,
+    which must have fixed shapes to be exported, do not. A layer that is being watched needs `packed=False`.
 
     Capability: `SharesImages`.
     """
@@ -142,7 +148,13 @@ class Reader(ImageSide):
         ).tokens
 
     def forward(
-        self, images: Tensor | ImageKV, ids: Tensor, keep: Tensor, image_index: Tensor | None = None
+        self,
+        images: Tensor | ImageKV,
+        ids: Tensor,
+        keep: Tensor,
+        image_index: Tensor | None = None,
+        *,
+        packed: bool = False,
     ) -> Tensor:
         """Read texts with images, from words and pixels.
 
@@ -151,9 +163,11 @@ class Reader(ImageSide):
             ids: (T, L) int64.
             keep: (T, L) bool.
             image_index: (T,) int64, the image of each text; None: text t with image t.
+            packed: As in `text_states`.
 
         Returns:
             (T, L, D).
         """
         kv = images if isinstance(images, ImageKV) else self.project_images(images)
-        return self.fuse(self.text_states(ids, keep), keep, kv, image_index)
+        states = self.text_states(ids, keep, packed=packed)
+        return self.fuse(states, keep, kv, image_index, packed=packed)

@@ -284,7 +284,7 @@ class TextBackbone(nn.Module):
             context: Tokens (C, N, cross_width) of C images or other contexts, or what `project_context` gave.
             context_index: (B,) int64: text b reads row `context_index[b]` of the context; None: row b. Equal to
                 `context[context_index]`, without its copies (see `mmzoo.ops.folding`).
-            context_keep: (C, N) bool, True at real context tokens; None takes the `ImageKV`'s own mask.
+            context_keep: (C, N) bool, True at real context tokens; not where the `ImageKV` has a mask of its own.
             layers: Which blocks to run; the final norm runs only when the last block does.
             cache: The caller's keys and values; the tokens of this call follow those it holds.
             right_padded: A promise that padding stands only behind the text. A causal backbone then needs no key
@@ -297,7 +297,8 @@ class TextBackbone(nn.Module):
 
         Raises:
             ZooError: Neither or both of `ids` and `embeds`; a text beyond the context; a last-slot pool whose
-                texts are trimmed; a context index that does not fit.
+                texts are trimmed; a context index that does not fit; two masks of the context; a layer that the
+                `ImageKV` lacks.
         """
         c = self.config
         if (ids is None) == (embeds is None):
@@ -357,6 +358,8 @@ class TextBackbone(nn.Module):
         if context is None:
             return {}
         if isinstance(context, ImageKV):
+            if keep is not None and context.keep is not None:
+                raise ZooError("this ImageKV has a mask of its own: leave context_keep out.")
             keep, tokens = context.keep if keep is None else keep, context.tokens
         else:
             tokens = context.shape[1]

@@ -172,6 +172,28 @@ def test_layers_may_read_different_images():
         model.project_context(context, (0, 2))
 
 
+def test_a_layer_without_its_keys_is_an_error():
+    """A forgotten half of a union must not become a transformer that looks at no image there."""
+    model = _text()
+    _, ids, keep, context, _ = _case(INDICES["each its own"])
+    half = model.project_context(context, (2,))
+    with pytest.raises(ZooError, match=r"layer 3 attends to a context, .* only the layers \[2\]: .*by union"):
+        model(ids, keep=keep, context=half)
+    whole = model.project_context(context)
+    to_three = model(ids, keep=keep, context=half, layers=slice(0, 3)).tokens  # layer 3 is not asked
+    assert torch.equal(to_three, model(ids, keep=keep, context=whole, layers=slice(0, 3)).tokens)
+
+
+def test_a_context_has_one_mask():
+    model = _text()
+    _, ids, keep, context, seen = _case(INDICES["each its own"])
+    masked, bare = model.project_context(context, keep=seen), model.project_context(context)
+    with pytest.raises(ZooError, match="mask of its own: leave context_keep out"):
+        model(ids, keep=keep, context=masked, context_keep=seen)
+    found = model(ids, keep=keep, context=bare, context_keep=seen).tokens
+    assert torch.equal(found, model(ids, keep=keep, context=masked).tokens)
+
+
 @pytest.mark.parametrize("index", [[0, 0, 2, 2, 3, 3], [2, 0, 2, 2, 0, 3]], ids=["beams", "random"])
 def test_decoding_with_a_cache_shares_the_context(index):
     model = _text(causal=True)
