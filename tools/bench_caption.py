@@ -159,11 +159,15 @@ def hold(side: str, batch: int, beams: int, small: bool) -> Any:
     ours, theirs, size = build(side, small)
     chosen = ours if side == "ours" else theirs
     assert chosen is not None
-    mode = torch.inference_mode()
-    mode.__enter__()  # for the rest of this process
-    chosen.write(chosen.see(torch.randn(1, 3, size, size)), 1)
-    tokens = chosen.see(torch.randn(batch, 3, size, size))
-    return lambda: chosen.write(tokens, beams)
+
+    @torch.inference_mode()
+    def write(tokens: Any, beams: int) -> Any:
+        return chosen.write(tokens, beams)
+
+    with torch.inference_mode():
+        write(chosen.see(torch.randn(1, 3, size, size)), 1)
+        tokens = chosen.see(torch.randn(batch, 3, size, size))
+    return lambda: write(tokens, beams)
 
 
 def limit(ours: Ours, size: int) -> list[benchlib.Fact]:
