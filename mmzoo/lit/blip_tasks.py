@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -205,6 +206,10 @@ class LitBLIPCaption(LitBase):
         asked[:, : len(self._prompt)] = False
         collector.add_words(self._words(kv, batch, over_ranks=False), ids[:, 1:][asked])
         collector.add(batch.keys, self._texts(self._write(kv, self.writing)), _captions(batch))
+
+    def next_command(self, export: Path) -> str:
+        """Write about the user's own pictures."""
+        return f"mmzoo caption --model {export} PICTURE..."
 
     def predict_step(self, batch: CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """A caption for each picture, with the keys of the samples."""

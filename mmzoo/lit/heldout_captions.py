@@ -50,8 +50,9 @@ class HeldOutCaptions:
         Chance is the split's own words guessed by their frequency, and its most frequent caption written of every
         picture.
         """
-        loss, right, count = dist.gather_no_grad(self._loss[None]).sum(0).tolist()
-        shares = dist.gather_no_grad(self._counts[None]).sum(0).double() / max(count, 1)
+        parts = dist.gather_objects((self._loss, self._counts))
+        loss, right, count = torch.stack([part for part, _ in parts]).sum(0).tolist()
+        shares = torch.stack([part for _, part in parts]).sum(0).double() / max(count, 1)
         found: Numbers = {
             "loss": (loss / max(count, 1), float(torch.special.entr(shares).sum())),
             "token_accuracy": (right / max(count, 1), float(shares.max())),
