@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any, Literal, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Trainer
@@ -38,16 +39,23 @@ def steps_of(trainer: Trainer, epochs: float) -> int:
     return round(epochs * math.ceil(batches / trainer.accumulate_grad_batches))
 
 
+# every step asks, and of 30,522 words the answer takes tens of milliseconds
+_VOCABULARIES: WeakKeyDictionary[Tokenizer, MaskVocabulary] = WeakKeyDictionary()
+
+
 def mask_vocabulary(tokenizer: Tokenizer) -> MaskVocabulary:
-    """What masking needs to know of a tokenizer.
+    """What masking needs to know of a tokenizer; read off once.
 
     Raises:
         UsageError: Its vocabulary has no mask token.
     """
     if tokenizer.mask_id is None:
         raise UsageError("this model's vocabulary has no [MASK], so no word can be hidden from it.")
-    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
-    return MaskVocabulary.from_tokens(tokenizer.vocabulary(), mask="[MASK]", special=special)
+    if tokenizer not in _VOCABULARIES:
+        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
+        words = tokenizer.vocabulary()
+        _VOCABULARIES[tokenizer] = MaskVocabulary.from_tokens(words, mask="[MASK]", special=special)
+    return _VOCABULARIES[tokenizer]
 
 
 class Matches(Protocol):

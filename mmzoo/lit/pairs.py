@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmzoo import dist
 from mmzoo.data.batch import CaptionBatch
 from mmzoo.errors import UsageError
 from mmzoo.layers.image_kv import ImageKV
 from mmzoo.lit.base import Recipe
-from mmzoo.lit.fusion import HeldOutFusion
+from mmzoo.lit.fusion import HeldOutFusion, Matches
 from mmzoo.lit.momentum import EmbeddingQueue
 from mmzoo.lit.taught import LitTaught, Teaching
 from mmzoo.losses.matching import Choice
@@ -23,8 +23,6 @@ from mmzoo.losses.negatives import Negatives, Weighting, draw_negatives
 from mmzoo.losses.queued import queued_contrast
 from mmzoo.losses.tiles import Contrastive
 from mmzoo.losses.words import WordLoss
-from mmzoo.models.albef import ALBEF
-from mmzoo.models.blip import BLIPReader
 from mmzoo.ops.pairs import Positives
 
 __all__ = [
@@ -40,6 +38,30 @@ __all__ = [
 ]
 
 LOG_SCALES = math.log(1 / 0.5), math.log(1 / 0.001)  # the references keep their divisor within [0.001, 0.5]
+
+
+class Pairs(Matches, Protocol):
+    """What contrast and matching need of a model, an `nn.Module`: `mmzoo.models.pairing.PairReader` and its like."""
+
+    config: Any  # with `embed`, the width E of the common space
+    logit_scale: nn.Parameter
+
+    @property
+    def scale(self) -> Tensor:
+        """The multiplier of the cosines."""
+        ...
+
+    def embed_image(self, tokens: Tensor) -> Tensor:
+        """Image tokens (B, N, D) to unit vectors (B, E)."""
+        ...
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to unit vectors (B, E)."""
+        ...
+
+    def encode_text(self, ids: Tensor, keep: Tensor, *, packed: bool = False) -> Tensor:
+        """Texts (T, L) to unit vectors (T, E)."""
+        ...
 
 
 class Losses(NamedTuple):
@@ -159,7 +181,7 @@ class LitPairs(LitTaught):
     """Contrasts and matches the pairs of each batch; a family says how it reads them, and trains its words beside.
 
     Args:
-        built: The model.
+        built: The model, a `Pairs`.
         settings: Of contrast and matching.
         optimizer: Makes the optimizer from parameter groups.
         recipe: Everything else about training.
@@ -168,13 +190,13 @@ class LitPairs(LitTaught):
         left_out: Modules that the teacher does not need.
     """
 
-    model: ALBEF | BLIPReader  # type: ignore[assignment]
+    model: Pairs  # type: ignore[assignment]
     word_task: str
     """What the family's loss of words is called in metrics."""
 
     def __init__(
         self,
-        built: ALBEF | BLIPReader,
+        built: nn.Module,
         settings: Contrasting,
         optimizer: OptimizerCallable,
         recipe: Recipe,
@@ -189,7 +211,7 @@ class LitPairs(LitTaught):
         )  # fmt: skip
         self.settings = settings
         self.alpha, self.weighting, self.rerank = settings.alpha, settings.weighting, settings.rerank
-        self.queue = EmbeddingQueue(settings.queue, built.config.embed) if settings.queue else None
+        self.queue = EmbeddingQueue(settings.queue, self.model.config.embed) if settings.queue else None
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -216,7 +238,7 @@ class LitPairs(LitTaught):
         }
         if match is None:
             # DDP waits for every parameter's gradient, and weight decay must not depend on the number of processes
-            loss = loss + 0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
+            loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         else:
             loss = loss + weights.match * match.loss
             told |= {"itm": match.loss.detach(), "itm_accuracy": match.accuracy}
