@@ -34,12 +34,17 @@ def config(**changes):
     return ALBEFConfig(**o.towers(dropout=changes.pop("dropout", 0.0)), embed=o.EMBED, **changes)
 
 
+class _Words:
+    """A vocabulary as small as the model's, since the carried one has 3,072 words."""
+
+    mask_id, vocabulary = 4, staticmethod(words)
+
+
 def lit(model=None, **settings):
     settings = {"queue": 7, "momentum": MOMENTUM, "alpha": ALPHA, "mask": 0.4} | settings
     settings.setdefault("optimizer", lambda params: SGD(params, lr=RATE))
     module = LitALBEF(model or config(), recipe=Recipe(warmup_steps=0, floor=1.0), **settings)
-    # a vocabulary as small as the model's, since the carried one has 3,072 words
-    module.__dict__["processor"] = SimpleNamespace(tokenizer=SimpleNamespace(mask_id=4, vocabulary=words))
+    module.__dict__["processor"] = SimpleNamespace(tokenizer=_Words())
     return module
 
 
