@@ -341,8 +341,9 @@ def fill_tower(model: nn.Module, part: str, weights: str | Path) -> frozenset[st
         state |= {name: own[name] for name in fresh}
     fit: Any = getattr(tower, "fit_state", None)
     load_strictly(tower, fit(state) if fit else state, f"{path} ({part})")
-    if hasattr(model, "tower_filled"):
-        model.tower_filled(part)
+    on_filled: Any = getattr(model, "tower_filled", None)
+    if on_filled is not None:
+        on_filled(part)
     return filled
 
 

@@ -22,6 +22,11 @@ class Captions:
     def __init__(self, each: list[tuple[str, ...]]) -> None:
         self.each = each
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Captions) and self.each == other.each
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 class CaptionBatch(NamedTuple):
     """B pictures with one text each.
