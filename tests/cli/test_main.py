@@ -211,6 +211,8 @@ def test_a_closed_pipe_is_quiet():
 
 def test_ctrl_c_is_one_line_and_130():
     code = (
+        # what a shell starts in the background inherits that SIGINT is ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import sys, time, types; from mmzoo.cli.main import main; t = types.ModuleType('mmzoo.cli.trainer');"
         "t.main = lambda argv: (print('ready', flush=True), time.sleep(60));"
         "sys.modules['mmzoo.cli.trainer'] = t; sys.exit(main(['fit']))"
